@@ -1,0 +1,121 @@
+"""What a network says about images, its input gradient, and whether its answer can be used."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from anp_vs.attacks.losses import Loss
+from anp_vs.errors import InputError
+
+Network = Callable[[Tensor], Tensor]
+
+
+def predict(network: Network, images: Tensor, draws: int = 1) -> Tensor:
+    """Logits (N x K), without gradient; for several `draws` the averaged probabilities' logarithm."""
+    with torch.no_grad():
+        return averaged(network, draws)(images)
+
+
+def averaged(network: Network, draws: int) -> Network:
+    """`network` itself for one draw; else the logarithm of its probabilities' mean over `draws`."""
+    if draws == 1:
+        return network
+    return lambda images: _mean_of([network(images) for _ in range(draws)])
+
+
+def _mean_of(passes: list[Tensor]) -> Tensor:
+    return (
+        torch.stack([logits.log_softmax(dim=1) for logits in passes]).logsumexp(dim=0).sub(_log(len(passes)))
+    )
+
+
+def _log(count: int) -> Tensor:
+    return torch.tensor(float(count)).log()
+
+
+def input_gradient(network: Network, images: Tensor, labels: Tensor, loss_fn: Loss, draws: int = 1) -> Tensor:
+    """Gradient of the loss with respect to `images` alone, summed over images and `draws`."""
+    with torch.enable_grad():
+        images = images.detach().requires_grad_()
+        (total,) = torch.autograd.grad(loss_fn(network(images), labels).sum(), images)
+        for _ in range(draws - 1):
+            (gradient,) = torch.autograd.grad(loss_fn(network(images), labels).sum(), images)
+            total = total + gradient
+    return total
+
+
+def value_and_gradient(
+    network: Network, images: Tensor, labels: Tensor, loss_fn: Loss, draws: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss (N), input gradient (N x C x H x W) and logits (N x K), means over `draws`."""
+    values, gradients, passes = [], [], []
+    with torch.enable_grad():
+        images = images.detach().requires_grad_()
+        for _ in range(draws):
+            logits = network(images)
+            value = loss_fn(logits, labels)
+            gradients.append(torch.autograd.grad(value.sum(), images)[0])
+            values.append(value.detach())
+            passes.append(logits.detach())
+    if draws == 1:
+        return values[0], gradients[0], passes[0]
+    return torch.stack(values).mean(dim=0), torch.stack(gradients).mean(dim=0), _mean_of(passes)
+
+
+def checked(network: Network, labels: Tensor) -> Network:
+    """`network`, whose first answer is checked against `labels` (N); later ones cost nothing.
+
+    Raises:
+        InputError: when called: see `check_logits`.
+    """
+    done = False
+
+    def call(images: Tensor) -> Tensor:
+        nonlocal done
+        logits = network(images)
+        if not done:
+            check_logits(logits, labels)
+            done = True
+        return logits
+
+    return call
+
+
+def check_logits(logits: object, labels: Tensor) -> None:
+    """Refuse (InputError) what is not N x K finite logits, K >= 2, with a column for every label."""
+    if (
+        not isinstance(logits, Tensor)
+        or logits.ndim != 2
+        or len(logits) != len(labels)
+        or logits.shape[1] < 2
+    ):
+        what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"the network returned {what} for {len(labels)} images; an attack needs logits of shape "
+            f"({len(labels)}, classes) with at least two classes. Return the logits alone, one row an image."
+        )
+    if int(labels.max()) >= logits.shape[1]:
+        raise InputError(
+            f"the labels reach {int(labels.max())} but the network has {logits.shape[1]} outputs; they "
+            f"must lie in [0, {logits.shape[1] - 1}]. Check that the network was made for these classes."
+        )
+    values = logits.detach().float()
+    if not bool(torch.isfinite(values).all()):
+        raise InputError(
+            "the network returned logits that are not finite (NaN or infinity), so no attack can be judged. "
+            "Check its weights, or run it in float32."
+        )
+    total = values.sum(dim=1)
+    if bool((values >= 0).all()) and torch.allclose(total, torch.ones_like(total), rtol=0.0, atol=1e-4):
+        raise InputError(
+            "every row the network returned is non-negative and sums to 1: these are probabilities, behind "
+            "which gradients vanish; an attack needs logits. Return the values before the softmax."
+        )
+
+
+def ranked_targets(logits: Tensor, labels: Tensor, count: int) -> list[Tensor]:
+    """The wrong classes of each image from the most likely on: `count` tensors (N), at most K - 1 of them."""
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    count = min(count, logits.shape[1] - 1)
+    return list(others.topk(count, dim=1).indices.unbind(dim=1))

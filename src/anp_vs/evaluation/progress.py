@@ -1,0 +1,43 @@
+"""What a person sees while something long is measured."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+Step = Callable[[int, str], None]
+"""Called with how much is done, and the running figures."""
+
+
+@contextmanager
+def stage(name: str, total: int, *, show: bool = True) -> Iterator[Step]:
+    """A bar with the time left on a terminal; elsewhere one line when the stage is over.
+
+    Args:
+        name: of the stage.
+        total: what there is to do.
+        show: whether anything is written, to the standard error stream.
+    """
+    console = Console(file=sys.stderr, highlight=False)
+    live = show and console.is_terminal
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=24),
+        TextColumn("{task.completed}/{task.total}"), TextColumn("left"), TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"), console=console, disable=not live,
+    )  # fmt: skip
+    task = bar.add_task(name, total=total, figures="")
+    last = ""
+
+    def step(done: int, figures: str) -> None:
+        nonlocal last
+        last = figures
+        bar.update(task, completed=done, figures=figures)
+
+    with bar:
+        yield step
+    if show and not live:
+        console.print(f"{name}: {last}", soft_wrap=True)

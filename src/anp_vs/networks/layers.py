@@ -1,0 +1,56 @@
+"""Layers the built-in networks share: normalisation inside the network, and dropout that can share its mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalize(nn.Module):
+    """Standardise [0, 1] images channel by channel, inside the network, so that attacks see pixels.
+
+    Args:
+        mean, std: one value a channel, in pixel units of [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images N x C x H x W in [0, 1] to zero mean and unit variance."""
+        return (images - self.mean) / self.std
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask can be the same for several equal chunks of the batch.
+
+    Features of a clean and an adversarial image are only comparable under the same mask, so
+    `anp_vs.pruning.gate.shared_mask` sets `copies` while both pass through together.
+
+    Args:
+        probability: share of elements set to zero in training, in [0, 1).
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+        self.copies = 1
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Drop elements in training (the rest is scaled up), change nothing in evaluation."""
+        if not self.training or not self.probability:
+            return features
+        shape = (features.shape[0] // self.copies, *features.shape[1:])
+        keep = torch.empty(shape, dtype=features.dtype, device=features.device)
+        keep.bernoulli_(1 - self.probability).div_(1 - self.probability)
+        return features * keep.repeat(self.copies, *[1] * (features.dim() - 1))
+
+    def extra_repr(self) -> str:
+        return f"{self.probability}"

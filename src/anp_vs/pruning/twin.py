@@ -1,0 +1,91 @@
+"""The compact twin: the network an attack sees during training, with nothing in it that costs time.
+
+In evaluation a gate is a constant and batch normalisation is affine. So before the attack's steps the twin is
+built once: pruned channels are gone, gates and batch normalisation are folded into weights, pooling goes before
+ReLU (they commute), and no parameter asks for a gradient. It computes the gated network's function, and its
+cost falls with the sparsity.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import fusion
+
+from anp_vs.networks.layers import Dropout
+from anp_vs.pruning.compact import Compactor, replace
+from anp_vs.pruning.graph import Point
+
+
+class Twin:
+    """Builds compact twins of one network, tracing it only once.
+
+    Args:
+        network: with or without gates; its structure must not change (make a new `Twin` after `shrink`).
+        example: images N x C x H x W to trace with.
+        channels_last: memory layout of the twin's weights; convolutions on a CPU prefer it.
+    """
+
+    def __init__(self, network: nn.Module, example: Tensor, *, channels_last: bool = True) -> None:
+        self.compactor = Compactor(network, example)
+        self.channels_last = channels_last
+        points = self.compactor.graph.points
+        self.normalised = [(p.path, u.path) for p in points if (u := _normalisation_after(p)) is not None]
+        self.pooled = [(p.path, u.path) for p in points if (u := _pooling_after(p)) is not None]
+        # A ReLU may overwrite its input only if nobody else reads it, at every place where the module is called.
+        relus = [p for p in points if isinstance(p.module, nn.ReLU)]
+        shared = {p.path for p in relus if p.inputs[0].node.op == "placeholder" or len(p.inputs[0].users) > 1}
+        self.in_place = {p.path for p in relus} - shared
+
+    @torch.no_grad()
+    def build(self) -> nn.Module:
+        """The twin for the present weights: evaluation mode, parameters without gradients."""
+        twin = self.compactor.build()
+        for layer, norm in self.normalised:
+            fuse = fusion.fuse_linear_bn_eval if isinstance(twin.get_submodule(layer), nn.Linear) else fusion.fuse_conv_bn_eval
+            replace(twin, layer, fuse(twin.get_submodule(layer), twin.get_submodule(norm)))  # type: ignore[operator]
+            replace(twin, norm, nn.Identity())
+        for relu, pool in self.pooled:
+            if all(isinstance(m, nn.Identity) for m in self._between(twin, relu, pool)):
+                pooling = twin.get_submodule(pool)
+                replace(twin, pool, nn.ReLU(inplace=True))
+                replace(twin, relu, pooling)
+        for path in self.in_place:
+            module = twin.get_submodule(path)
+            if isinstance(module, nn.ReLU):
+                module.inplace = True
+        if self.channels_last:
+            twin = twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return twin.requires_grad_(False)
+
+    def _between(self, twin: nn.Module, relu: str, pool: str) -> list[nn.Module]:
+        """What the built twin has between an activation and the pooling that follows it."""
+        by_path = {p.path: p for p in self.compactor.graph.points if p.module is not None}
+        modules, point = [], by_path[relu].users[0]
+        while point.path != pool:
+            module = twin.get_submodule(point.path)
+            modules.append(nn.Identity() if isinstance(module, Dropout | nn.Dropout) else module)
+            point = point.users[0]
+        return modules
+
+
+def _normalisation_after(point: Point) -> Point | None:
+    """The batch normalisation that alone reads a convolution's or dense layer's output."""
+    if point.rule not in ("mix", "depthwise") or len(point.users) != 1:
+        return None
+    user = point.users[0]
+    return user if user.rule == "batchnorm" and user.module is not None and user.module.running_mean is not None else None
+
+
+def _pooling_after(point: Point) -> Point | None:
+    """The max-pooling that alone reads a ReLU's output, through gates and dropout only."""
+    if not isinstance(point.module, nn.ReLU):
+        return None
+    current = point
+    while len(current.users) == 1:
+        current = current.users[0]
+        if isinstance(current.module, nn.MaxPool2d):
+            return current
+        if current.rule != "gate" and not isinstance(current.module, nn.Identity | Dropout | nn.Dropout):
+            return None
+    return None

@@ -1,0 +1,409 @@
+"""The training loop: batches, the attack on the compact twin, the method's losses, and removal of dead channels."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from anp_vs.attacks import frozen, geometry
+from anp_vs.attacks.losses import ce
+from anp_vs.attacks.pgd import ascend
+from anp_vs.data import Dataset
+from anp_vs.data.augment import CROP_FLIP, NONE
+from anp_vs.errors import RunError
+from anp_vs.methods.method import Objective
+from anp_vs.networks import build
+from anp_vs.pruning.compact import Slices, example_for, resize, shrink, take
+from anp_vs.pruning.gate import gate_parameters, gates, sparsity_percent, weight_parameters
+from anp_vs.pruning.insertion import insert_gates
+from anp_vs.pruning.twin import Twin
+from anp_vs.recipes import Recipe
+from anp_vs.training.seeding import derive, generator
+
+VALIDATION_IMAGES = 1000
+VALIDATION_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the loop tells after a step: `values` are the running means since the last line, or None."""
+
+    step: int
+    epoch: int
+    values: dict[str, float] | None
+    validated: dict[str, float] | None = None
+    message: str | None = None
+
+
+class Trainer:
+    """One network in training, and everything needed to stop and go on bit for bit.
+
+    Every random draw is a function of the seed and the step, so a state is: tensors, counters, and the step.
+
+    Args:
+        recipe: what to do.
+        dataset: its data.
+        fabric: device and processes.
+        start: trained weights to begin with, names as in the plain network's `state_dict`; None starts afresh.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, fabric: Fabric, start: dict[str, Tensor] | None = None) -> None:
+        self.recipe, self.fabric, self.method = recipe, fabric, recipe.method
+        self.train, self.validation = dataset.train.to(fabric.device), dataset.validation.to(fabric.device)
+        if len(self.train) < recipe.batch_size:
+            raise RunError(
+                f"The training set has {len(self.train)} images, fewer than one batch of {recipe.batch_size}; lower batch_size."
+            )
+        self.steps_per_epoch = len(self.train) // recipe.batch_size
+        self.total_steps = recipe.epochs * self.steps_per_epoch
+        torch.manual_seed(derive(recipe.seed, "initialise"))
+        network = build(recipe.network, len(dataset.classes))
+        if start is not None:
+            network.load_state_dict(start)
+        network = self.method.prepare(network)
+        if self.method.gated:
+            insert_gates(network)
+        self.network = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.decided = not self.method.gated
+        self.dead_for = {name: torch.zeros(gate.units, dtype=torch.int64) for name, gate in gates(self.network).items()}
+        self.average: dict[str, Tensor] | None = None
+        self.step = 0
+        self.seconds = 0.0
+        self.means: dict[str, float] = {}
+        self.counted = 0
+        self._order: tuple[int, Tensor] | None = None
+        self._rebuild()
+        self.weights_optimiser = self._fresh_optimiser()
+        self.gates_optimiser = torch.optim.Adam(gate_parameters(self.network), recipe.gate_lr) if self.method.gated else None
+        self.companion = self.method.companion(self.network, self.total_steps)
+
+    # -- state ----------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as tensors and plain values."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "network": self.network.state_dict(),
+            "average": self.average,
+            "weights_optimiser": self.weights_optimiser.state_dict(),
+            "gates_optimiser": self.gates_optimiser.state_dict() if self.gates_optimiser else None,
+            "companion": self.companion.state_dict() if self.companion else None,
+            "decided": self.decided,
+            "dead_for": self.dead_for,
+            "means": self.means,
+            "counted": self.counted,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; the network takes its shape."""
+        resize(self.network, state["network"])
+        self.network.load_state_dict(state["network"])
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.average, self.dead_for = state["average"], state["dead_for"]
+        if self.average is not None:
+            self.average = {name: value.to(self.fabric.device) for name, value in self.average.items()}
+        self.means, self.counted = state["means"], state["counted"]
+        self.weights_optimiser = self._fresh_optimiser()
+        self.weights_optimiser.load_state_dict(state["weights_optimiser"])
+        self.decided = state["decided"]
+        if self.gates_optimiser is not None and state["gates_optimiser"] is not None:
+            self.gates_optimiser = torch.optim.Adam(gate_parameters(self.network), self.recipe.gate_lr)
+            self.gates_optimiser.load_state_dict(state["gates_optimiser"])
+        if self.decided:
+            self._fix_gates()
+        if self.companion is not None:
+            self.companion = self.method.companion(self.network, self.total_steps)
+            self.companion.load_state_dict(state["companion"])
+        self._rebuild()
+
+    def evaluation_network(self) -> nn.Module:
+        """A copy to evaluate and save: averaged weights if the recipe averages, in evaluation mode."""
+        network = copy.deepcopy(self.network)
+        if self.average is not None:
+            network.load_state_dict(self.average)
+        return network.eval()
+
+    def _fresh_optimiser(self) -> torch.optim.Optimizer:
+        parameters = weight_parameters(self.network)
+        if self.recipe.optimiser == "sgd":
+            return torch.optim.SGD(parameters, self.recipe.lr, momentum=0.9, nesterov=True, weight_decay=self.recipe.weight_decay)
+        # weight_decay here is the gradient of the L2 penalty added to the loss, as published, not AdamW's.
+        return torch.optim.Adam(parameters, self.recipe.lr, weight_decay=self.recipe.weight_decay)
+
+    def _rebuild(self) -> None:
+        """Trace the network again after its shape changed."""
+        self.twin = Twin(self.network, example_for(self.network)) if self.method.adversarial and not self.method.random else None
+
+    # -- one step -------------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> float:
+        """Share of training that is done."""
+        return self.step / self.total_steps
+
+    @property
+    def epoch(self) -> int:
+        """Number of the present epoch, from 0."""
+        return self.step // self.steps_per_epoch
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Images (float, augmented) and labels of the present step."""
+        epoch, index = divmod(self.step, self.steps_per_epoch)
+        device, seed = self.fabric.device, self.recipe.seed
+        if self._order is None or self._order[0] != epoch:
+            order = torch.randperm(len(self.train), generator=generator(torch.device("cpu"), seed, "order", epoch))
+            self._order = (epoch, order.to(device))
+        chosen = self._order[1][index * self.recipe.batch_size : (index + 1) * self.recipe.batch_size]
+        augment = CROP_FLIP if self.recipe.augment else NONE
+        draws = generator(torch.device("cpu"), seed, "augment", self.step)
+        return augment(self.train.batch(chosen), draws), self.train.labels[chosen]
+
+    def attack(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Adversarial images of the present network in evaluation mode, made on its compact twin."""
+        eps = self.eps()
+        if eps == 0:
+            return images
+        recipe = self.recipe.attack
+        lower, upper = geometry.box(images, eps)
+        draws = generator(images.device, self.recipe.seed, "attack", self.step)
+        noise = torch.empty_like(images)
+        if self.method.start_radius is None:
+            noise.uniform_(-eps, eps, generator=draws)
+        else:
+            noise.normal_(0, self.method.start_radius, generator=draws)
+        start = torch.clamp(images + noise, lower, upper)
+        if self.twin is not None:
+            twin = self.twin.build()
+            return ascend(twin, start, lower, upper, labels, recipe.step, recipe.steps, self.method.attack_loss(twin, images))
+        with frozen(self.network):
+            loss = self.method.attack_loss(self.network, images)
+            return ascend(self.network, start, lower, upper, labels, recipe.step, recipe.steps, loss)
+
+    def advance(self) -> Report:
+        """One step of training.
+
+        Raises:
+            RunError: the loss is not finite; nothing has been changed by the step.
+        """
+        began = time.perf_counter()
+        self._set_learning_rates()
+        images, labels = self.batch()
+        torch.manual_seed(derive(self.recipe.seed, "step", self.step))
+        adversarial = self.attack(images, labels) if self.method.adversarial else images
+        self.network.train()
+        objective = self.method.objective(self.network, images, adversarial, labels, len(self.train))
+        loss = objective.weights
+        if self.companion is not None:
+            loss = loss + self.companion.penalty()
+        if not bool(torch.isfinite(loss)):
+            raise RunError(
+                f"The loss became {loss.item()} at step {self.step} of {self.total_steps} (epoch {self.epoch}). Training "
+                f"stopped; the last checkpoint is intact. Lower lr (now {self.recipe.lr}) or gate_lr, or lengthen eps_warmup."
+            )
+        self._backward(loss, objective)
+        if self.companion is not None:
+            self.companion.before_step(self.step)
+        self.weights_optimiser.step()
+        if self.gates_optimiser is not None and not self.decided:
+            self.gates_optimiser.step()
+        if self.companion is not None and self.companion.after_step(self.step):
+            self.weights_optimiser = self._fresh_optimiser()
+        self._count(objective, labels)
+        self.step += 1
+        message = self._prune() if self.method.gated else None
+        self._update_average()
+        self.seconds += time.perf_counter() - began
+        return Report(self.step, (self.step - 1) // self.steps_per_epoch, None, message=message)
+
+    def _backward(self, loss: Tensor, objective: Objective) -> None:
+        """Each group of parameters gets the gradient of its own loss."""
+        weights = weight_parameters(self.network)
+        learning = self.gates_optimiser is not None and not self.decided and objective.gates is not None
+        same = learning and objective.gates is loss
+        if same:
+            parameters = [*weights, *gate_parameters(self.network)]
+            self._assign(parameters, torch.autograd.grad(loss, parameters, allow_unused=True))
+            return
+        self._assign(weights, torch.autograd.grad(loss, weights, retain_graph=learning, allow_unused=True))
+        if learning and objective.gates is not None:
+            parameters = gate_parameters(self.network)
+            self._assign(parameters, torch.autograd.grad(objective.gates, parameters))
+
+    def _assign(self, parameters: list[nn.Parameter], gradients: tuple[Tensor | None, ...]) -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    def _count(self, objective: Objective, labels: Tensor) -> None:
+        values = {name: float(value.detach()) for name, value in objective.metrics.items()}
+        key = "train_robust_accuracy" if self.method.adversarial else "train_accuracy"
+        values[key] = 100 * float((objective.logits.argmax(1) == labels).float().mean())
+        if self.method.adversarial and objective.clean_logits is not None:
+            values["train_accuracy"] = 100 * float((objective.clean_logits.argmax(1) == labels).float().mean())
+        for name, value in values.items():
+            self.means[name] = self.means.get(name, 0.0) + value
+        self.counted += 1
+
+    def take_means(self) -> dict[str, float]:
+        """Means of the metrics since the last call, with the present schedule and sparsity."""
+        values = {name: value / max(self.counted, 1) for name, value in self.means.items()}
+        self.means, self.counted = {}, 0
+        values |= {"lr": self.weights_optimiser.param_groups[0]["lr"], "eps": self.eps()}
+        if self.method.gated:
+            values["sparsity"] = sparsity_percent(self.network)
+        return values
+
+    # -- schedules ------------------------------------------------------------------------------------------
+
+    def eps(self) -> float:
+        """The attack's radius at the present step."""
+        warmup = self.recipe.eps_warmup
+        return self.recipe.attack.eps * (min(1.0, self.progress / warmup) if warmup else 1.0)
+
+    def _set_learning_rates(self) -> None:
+        progress, recipe = self.progress, self.recipe
+        fallen = 0.1 ** sum(progress >= milestone for milestone in recipe.milestones)
+        if recipe.schedule == "multistep":
+            factor = fallen
+        elif recipe.schedule == "cosine":
+            factor = 0.5 * (1 + math.cos(math.pi * progress))
+        else:
+            factor = progress / 0.2 if progress < 0.2 else (1 - progress) / 0.8
+        # A very small floor keeps Adam's state moving at the ends of a schedule.
+        for group in self.weights_optimiser.param_groups:
+            group["lr"] = recipe.lr * max(factor, 1e-4)
+        if self.gates_optimiser is not None:
+            for group in self.gates_optimiser.param_groups:
+                group["lr"] = recipe.gate_lr * (fallen if recipe.schedule == "multistep" else 1.0)
+
+    # -- pruning --------------------------------------------------------------------------------------------
+
+    def _prune(self) -> str | None:
+        """Count how long each unit has been pruned; fix the gates when it is time; remove what stays dead."""
+        if self.decided:
+            return None
+        recipe = self.recipe
+        found = gates(self.network)
+        with torch.no_grad():
+            alive = {name: gate.alive().cpu() for name, gate in found.items()}
+        for name, units in alive.items():
+            self.dead_for[name] = torch.where(units, 0, self.dead_for[name] + 1)
+        reached = recipe.target_sparsity is not None and sparsity_percent(self.network) >= recipe.target_sparsity
+        if reached or (recipe.decide_at < 1 and self.progress >= recipe.decide_at):
+            removed = self.remove({name: ~units for name, units in alive.items()})
+            self._fix_gates()
+            return f"gates fixed at {sparsity_percent(self.network):.1f} % sparsity; {removed} units left the network"
+        if recipe.remove_after and self.step % max(1, recipe.remove_after // 4) == 0:
+            dead = {name: count >= recipe.remove_after for name, count in self.dead_for.items()}
+            if any(bool(d.any()) for d in dead.values()) and (removed := self.remove(dead)):
+                return f"{removed} units left the network"
+        return None
+
+    def _fix_gates(self) -> None:
+        """From now on gates multiply by E[pi], also in training, and no longer learn."""
+        self.decided = True
+        for gate in gates(self.network).values():
+            gate.fixed = True
+            gate.requires_grad_(False)
+        if self.average is not None:  # averaging would let pruned units back in
+            for name, gate in gates(self.network).items():
+                self.average[f"{name}.a_uc"] = gate.a_uc.detach().clone()
+                self.average[f"{name}.b_uc"] = gate.b_uc.detach().clone()
+
+    def remove(self, dead: dict[str, Tensor]) -> int:
+        """Take units out of the network in training, its optimisers' states, and its averaged weights.
+
+        Args:
+            dead: gate path -> bool (K,).
+
+        Returns:
+            How many units left.
+        """
+        before = {name: parameter for name, parameter in self.network.named_parameters()}
+        units = {name: gate.units for name, gate in gates(self.network).items()}
+        kept = shrink(self.network, dead)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        after = dict(self.network.named_parameters())
+        for optimiser in filter(None, (self.weights_optimiser, self.gates_optimiser)):
+            _follow(optimiser, before, after, kept)
+        if self.average is not None:
+            self.average = {name: take(value, kept.get(name, [])) for name, value in self.average.items()}
+            self.average |= {n: b for n, b in self.network.named_buffers() if n.endswith("index")}
+        self.dead_for = {name: take(count, kept.get(f"{name}.a_uc", [])) for name, count in self.dead_for.items()}
+        removed = sum(units[name] - gate.units for name, gate in gates(self.network).items())
+        if removed:
+            self._rebuild()
+        return removed
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if not self.recipe.average:
+            return
+        state = self.network.state_dict()
+        if self.average is None:
+            self.average = {name: value.detach().clone() for name, value in state.items()}
+            return
+        # Early on the average is short, so that the first weights do not linger.
+        decay = min(self.recipe.average, (1 + self.step) / (10 + self.step))
+        for name, value in state.items():
+            held = self.average[name]
+            if held.is_floating_point():
+                held.lerp_(value, 1 - decay)
+            else:
+                held.copy_(value)
+
+    # -- validation -----------------------------------------------------------------------------------------
+
+    def validate(self) -> dict[str, float]:
+        """Clean and PGD accuracy in percent on the first images of the validation split."""
+        network = self.evaluation_network()
+        if not self.method.random:
+            network = Twin(network, example_for(network)).build()
+        network.requires_grad_(False)
+        split = self.validation.head(VALIDATION_IMAGES)
+        eps = self.recipe.test_attack.eps
+        clean = robust = 0
+        for begin in range(0, len(split), 250):
+            images = split.images[begin : begin + 250].float().div_(255)
+            labels = split.labels[begin : begin + 250]
+            clean += int((network(images).argmax(1) == labels).sum())
+            lower, upper = geometry.box(images, eps)
+            draws = generator(images.device, self.recipe.seed, "validate", begin)
+            start = torch.clamp(images + torch.empty_like(images).uniform_(-eps, eps, generator=draws), lower, upper)
+            attacked = ascend(network, start, lower, upper, labels, 2.5 * eps / VALIDATION_STEPS, VALIDATION_STEPS, ce)
+            robust += int((network(attacked).argmax(1) == labels).sum())
+        total = max(len(split), 1)
+        return {"clean_accuracy": 100 * clean / total, "robust_accuracy": 100 * robust / total}
+
+    def layer_widths(self) -> dict[str, str]:
+        """For each gate: units alive of the original units."""
+        with torch.no_grad():
+            return {n: f"{int(g.alive().sum())}/{g.original_units}" for n, g in gates(self.network).items()}
+
+
+def _follow(
+    optimiser: torch.optim.Optimizer, before: dict[str, nn.Parameter], after: dict[str, nn.Parameter], kept: Slices
+) -> None:
+    """Let an optimiser's parameters and moments follow a shrunk network."""
+    names = {id(parameter): name for name, parameter in before.items()}
+    for group in optimiser.param_groups:
+        for place, old in enumerate(group["params"]):
+            name = names[id(old)]
+            new = after[name]
+            group["params"][place] = new
+            if new is old or old not in optimiser.state:
+                continue
+            held = optimiser.state.pop(old)
+            optimiser.state[new] = {
+                key: take(value, kept.get(name, [])) if isinstance(value, Tensor) and value.shape == old.shape else value
+                for key, value in held.items()
+            }
+

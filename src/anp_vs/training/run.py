@@ -1,0 +1,214 @@
+"""Train a recipe into a run directory: start, stop, resume, finish."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from anp_vs import recipes, serialization
+from anp_vs.data import Dataset
+from anp_vs.data import load as load_data
+from anp_vs.errors import InputError, RunError
+from anp_vs.pruning.compact import compact
+from anp_vs.pruning.gate import gates, sparsity_percent
+from anp_vs.recipes import Recipe
+from anp_vs.training import checkpoint
+from anp_vs.training.loop import Trainer
+from anp_vs.training.progress import Display
+from anp_vs.training.run_directory import MetricsLog, RunDirectory
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY = 50
+CHECKPOINT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        network: the trained network in evaluation mode, with its gates if the method has them.
+        path: its directory.
+        metrics: the last validation figures (accuracies and sparsity in percent) and the training's seconds.
+    """
+
+    network: nn.Module
+    path: Path
+    metrics: dict[str, float]
+
+
+def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str = "auto", quiet: bool = False,
+          **overrides: Any) -> Run:  # fmt: skip
+    """Train a recipe, or go on where a stopped training of it left off; a finished run is loaded.
+
+    A recipe that starts from another one trains that first, in its own directory beside it.
+
+    Args:
+        recipe: name of a recipe, YAML file, run directory, or a `Recipe`.
+        out: run directory; by default runs/RECIPE/seedN.
+        device: auto, cpu, or cuda.
+        quiet: show no progress.
+        overrides: fields of the recipe to change; `method` and the attacks take a mapping of their fields.
+
+    Raises:
+        InputError: a value is outside what is accepted.
+        RunError: the directory belongs to another recipe, is in use, or cannot be written; or the loss diverged.
+        Stopped: a signal asked to stop; everything is saved.
+    """
+    chosen = recipes.find(recipe)
+    if out is None and Path(recipe if not isinstance(recipe, Recipe) else "").is_dir() and str(recipe) not in recipes.RECIPES:
+        out = Path(str(recipe)) if str(recipe) else None
+    if overrides:
+        chosen = recipes.override(chosen, overrides)
+    fabric = _fabric(device)
+    run = RunDirectory(out or RunDirectory.default(chosen))
+    root = _root(run.path, chosen)
+    dataset = load_data(chosen.data, chosen.data_root, validation=chosen.validation)
+    start = _start(chosen, root, device, quiet)
+    with run:
+        run.claim(chosen)
+        if not run.finished:
+            _train(chosen, run, dataset, fabric, start, quiet)
+        network = serialization.load(run.network)
+    lines = MetricsLog.read(run.metrics)
+    validated = next((line for line in reversed(lines) if "clean_accuracy" in line), {})
+    return Run(network, run.path, {k: v for k, v in validated.items() if isinstance(v, int | float)})
+
+
+class Stopped(RunError):
+    """A signal asked the run to stop; it has saved its state and can be resumed."""
+
+
+def _fabric(device: str) -> Fabric:
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device is {device!r}; choose auto, cpu or cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("A GPU was asked for (device cuda), but PyTorch finds none here. Use device cpu or auto.")
+    use = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    return Fabric(accelerator=use, devices=1)
+
+
+def _root(path: Path, recipe: Recipe) -> Path:
+    """The folder under which runs of other recipes are found: where this run's is, if it has the default name."""
+    default = RunDirectory.default(recipe, Path("."))
+    depth = len(default.parts)
+    return Path(*path.parts[:-depth]) if path.parts[-depth:] == default.parts else path.parent / "runs"
+
+
+def _start(recipe: Recipe, root: Path, device: str, quiet: bool) -> dict[str, Tensor] | None:
+    """The weights a recipe begins with; trains them first when they are another recipe's."""
+    if recipe.start is None:
+        return None
+    place = Path(recipe.start)
+    if recipe.start in recipes.RECIPES:
+        before = recipes.RECIPES[recipe.start]
+        before = recipes.override(before, {"seed": recipe.seed, "data_root": recipe.data_root, "validation": recipe.validation})
+        place = RunDirectory.default(before, root)
+        train(before, out=place, device=device, quiet=quiet)
+    network = serialization.locate(place / "network.safetensors" if place.is_dir() else place)
+    return serialization.read_tensors(network, serialization.read_card(network))
+
+
+def _train(recipe: Recipe, run: RunDirectory, dataset: Dataset, fabric: Fabric, start: Mapping[str, Tensor] | None,
+           quiet: bool) -> None:  # fmt: skip
+    trainer = Trainer(recipe, dataset, fabric, dict(start) if start is not None else None)
+    state, problem = checkpoint.read_latest(run.checkpoint)
+    if problem:
+        logger.warning("%s The previous checkpoint is used instead.", problem)
+    position = 0
+    if state is not None:
+        trainer.load_state(state)
+        position = state["metrics_position"]
+    metrics = MetricsLog(run.metrics, position)
+    saved_at = time.monotonic()
+
+    def keep() -> None:
+        nonlocal saved_at
+        checkpoint.save(run.checkpoint, trainer.state() | {"metrics_position": metrics.position()})
+        saved_at = time.monotonic()
+
+    board = _board(run.path)
+    with _signals() as asked, Display(recipe, trainer, quiet=quiet) as display:
+        while trainer.step < trainer.total_steps:
+            report = trainer.advance()
+            end_of_epoch = trainer.step % trainer.steps_per_epoch == 0
+            if report.message:
+                display.say(report.message)
+                metrics.write(step=trainer.step, epoch=report.epoch, message=report.message)
+            line: dict[str, Any] = {}
+            if trainer.step % LOG_EVERY == 0 or end_of_epoch:
+                line = trainer.take_means()
+            if end_of_epoch:
+                line |= trainer.validate()
+            if line:
+                metrics.write(step=trainer.step, epoch=report.epoch, **line)
+                for name, value in line.items():
+                    board.add_scalar(name, value, trainer.step)
+            display.update(line)
+            if asked.is_set() or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                keep()
+            if asked.is_set():
+                raise Stopped(
+                    f"Stopped at step {trainer.step} of {trainer.total_steps}; everything is saved. "
+                    f"Go on with: anp-vs train {run.path}"
+                )
+    keep()
+    board.close()
+    metrics.close()
+    _finish(recipe, run, dataset, trainer)
+
+
+def _board(path: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter  # slow to import, needed only while training
+
+    return SummaryWriter(str(path / "tensorboard"))  # type: ignore[no-untyped-call]
+
+
+def _finish(recipe: Recipe, run: RunDirectory, dataset: Dataset, trainer: Trainer) -> None:
+    """Save the trained network, and the compact one beside it."""
+    network = trainer.evaluation_network().cpu()
+    facts: dict[str, Any] = {
+        "classes": list(dataset.classes),
+        "data": recipe.data,
+        "threat_model": {"norm": "inf", "eps": recipe.test_attack.eps, "space": "pixels in [0, 1]"},
+        "recipe": recipes.to_dict(recipe),
+        "seed": recipe.seed,
+        "train_seconds": round(trainer.seconds, 1),
+    }
+    if gates(network):
+        facts["sparsity_percent"] = sparsity_percent(network)
+        small = compact(copy.deepcopy(network))
+        serialization.save(small, run.compact, **facts)
+    serialization.save(network, run.network, **facts)
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """While open, SIGINT, SIGTERM and SIGUSR1 set an event instead of ending the process in the middle."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {}
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        number = getattr(signal, name, None)
+        if number is not None:
+            before[number] = signal.signal(number, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
