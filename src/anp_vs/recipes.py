@@ -12,7 +12,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from anp_vs.errors import InputError
-from anp_vs.methods import METHODS, ANPVS, AT, ATVS, ANP, BP, AnyMethod, Standard
+from anp_vs.methods import ANP, ANPVS, AT, ATVS, BP, METHODS, AnyMethod, Standard
 from anp_vs.networks import NETWORKS
 
 
@@ -185,7 +185,8 @@ def override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     plain = to_dict(recipe)
     for key, value in values.items():
         if isinstance(value, Mapping) and isinstance(plain.get(key), dict):
-            plain[key] = plain[key] | dict(value)
+            other = key == "method" and value.get("name", recipe.method.name) != recipe.method.name
+            plain[key] = dict(value) if other else plain[key] | dict(value)
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             named = {"name": value.name} if key == "method" else {}  # type: ignore[attr-defined]
             plain[key] = {**named, **dataclasses.asdict(value)}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,13 @@ from torch import Tensor, nn
 from anp_vs import recipes
 from anp_vs.errors import InputError, RunError
 from anp_vs.networks import NETWORKS, build
+from anp_vs.provenance import versions
 from anp_vs.pruning.compact import resize
 from anp_vs.pruning.gate import gates
 from anp_vs.pruning.insertion import insert_gates
 from anp_vs.training.checkpoint import write_atomically
 
 CARD_FORMAT = 1
-PACKAGES = ("anp-vs", "torch", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed a result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def architecture(network: nn.Module) -> str:
@@ -91,7 +79,7 @@ def save(network: nn.Module, path: str | Path, **facts: Any) -> Path:
 
 
 def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """safetensors refuses tensors that share memory; a network with tied weights has some."""
+    """Safetensors refuses tensors that share memory; a network with tied weights has some."""
     seen: set[int] = set()
     result = {}
     for name, value in state.items():

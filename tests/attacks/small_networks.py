@@ -21,6 +21,18 @@ class Linear(nn.Module):
         return F.linear(images.flatten(1), self.weight, self.bias)
 
 
+class Noisy(nn.Module):
+    """A linear network whose weights are drawn anew in each pass, also in evaluation mode."""
+
+    def __init__(self, mean: Linear, spread: float) -> None:
+        super().__init__()
+        self.mean, self.spread = mean, spread
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = self.mean.weight + self.spread * torch.randn_like(self.mean.weight)
+        return F.linear(images.flatten(1) - 0.5, weight)
+
+
 def linear(classes: int = 2, shape: tuple[int, int, int] = (1, 6, 6), seed: int = 0) -> Linear:
     generator = torch.Generator().manual_seed(seed)
     pixels = shape[0] * shape[1] * shape[2]

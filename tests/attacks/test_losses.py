@@ -39,14 +39,14 @@ def test_margin_and_dlr_by_hand() -> None:
 def test_dlr_is_defined_for_few_classes_and_keeps_a_gradient(classes: int) -> None:
     logits = LOGITS[:, :classes].clone().requires_grad_()
     labels, targets = torch.tensor([0, 1, 0]), torch.tensor([1, 0, 1])
-    for loss in (losses.dlr, losses.targeted_dlr(targets)):
+    for loss, ratio_from in ((losses.dlr, 3), (losses.targeted_dlr(targets), 4)):
         values = loss(logits, labels)
         (gradient,) = torch.autograd.grad(values.sum(), logits)
         assert bool(torch.isfinite(values).all())
         assert bool((gradient.abs().sum(dim=1) > 0).all())
         # Invariant to a shift of all logits and, where it is a ratio, to their scale.
         assert torch.allclose(loss(logits + 7.0, labels), values)
-        if classes > 2:
+        if classes >= ratio_from:
             assert torch.allclose(loss(logits * 7.0, labels), values)
 
 

@@ -11,6 +11,7 @@ from anp_vs.errors import InputError
 from attacks.small_networks import (
     NORMS,
     Linear,
+    Noisy,
     accuracy,
     digits_network,
     distances,
@@ -64,7 +65,7 @@ def test_results_stay_in_the_threat_model_of_eps_in_float_and_double(norm: Norm)
 
 
 def test_accuracy_falls_with_eps_with_steps_and_with_restarts() -> None:
-    network, (images, labels) = digits_network(robust=True), held_out(300)
+    network, (images, labels) = digits_network(robust=True), held_out(150)
 
     def attacked(eps: float, steps: int, restarts: int = 1) -> float:
         generator = torch.Generator().manual_seed(0)
@@ -116,18 +117,6 @@ def test_eps_zero_returns_the_images_and_a_seed_the_same_result() -> None:
 
     assert torch.equal(seeded(5), seeded(5))
     assert not torch.equal(seeded(5), seeded(6))
-
-
-class Noisy(nn.Module):
-    """A linear network whose weights are drawn anew in each pass, also in evaluation mode."""
-
-    def __init__(self, mean: Linear, spread: float) -> None:
-        super().__init__()
-        self.mean, self.spread = mean, spread
-
-    def forward(self, images: Tensor) -> Tensor:
-        weight = self.mean.weight + self.spread * torch.randn_like(self.mean.weight)
-        return F.linear(images.flatten(1) - 0.5, weight)
 
 
 def test_more_draws_come_nearer_to_the_optimum_against_the_mean_of_a_random_network() -> None:

@@ -74,7 +74,7 @@ def _check_labels(images: Tensor, labels: object, classes: int | None) -> None:
 
 
 def check_budget(eps: float, norm: str, step: float | None = None, steps: int | None = None) -> None:
-    """Refuse (InputError) `eps` negative or infinite, an unknown `norm`, `step` <= 0, `steps` < 1, inference mode."""
+    """Refuse (InputError) a bad `eps`, an unknown `norm`, `step` <= 0, `steps` < 1, and inference mode."""
     if norm not in get_args(Norm):
         raise InputError(f"norm is {norm!r}; it must be one of 'inf', '2', '1'. Write it as a string.")
     if not 0.0 <= eps < float("inf"):
@@ -219,8 +219,8 @@ def step(current: Tensor, gradient: Tensor, size: float | Tensor, norm: Norm) ->
     """One step of steepest ascent from `current`, of length `size` in `norm`; not projected.
 
     inf: sign of the gradient. 2: the normalised gradient. 1: the pixels with the largest gradient, 1 % of
-    them (at least one) in equal parts, others in the place of those that have no room in [0, 1]. An image with a
-    zero gradient stays where it is.
+    them (at least one) in equal parts, others in the place of those that have no room in [0, 1]. An image
+    with a zero gradient stays where it is.
 
     Args:
         current: N x C x H x W in [0, 1].
@@ -261,7 +261,7 @@ def sparse_step(current: Tensor, gradient: Tensor, sizes: Tensor, counts: Tensor
 
 
 def random_start(images: Tensor, eps: float, norm: Norm, generator: Source = None) -> Tensor:
-    """A random image of the threat model, uniform in the ball and then projected onto [0, 1].
+    """A random image of the threat model, uniform in the ball, then projected onto [0, 1].
 
     Args:
         images: the centres, N x C x H x W in [0, 1].

@@ -51,18 +51,17 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 def targeted_dlr(targets: Tensor) -> Loss:
     """Targeted difference of logits ratio, (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2), t the targets (N).
 
-    Source: Croce & Hein 2020 (arXiv 2003.01690, section 4). With three classes z_(3) stands for the mean;
-    with two the difference itself is used, as in `dlr`.
+    Source: Croce & Hein 2020 (arXiv 2003.01690, section 4). With fewer than four classes there is no z_(4),
+    and over z_(1) - z_(3) the ratio is constant where t is the least likely, so the difference itself is used.
     """
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         difference = logits.gather(1, targets[:, None]).squeeze(1) - logits.gather(
             1, labels[:, None]
         ).squeeze(1)
-        classes = logits.shape[1]
-        if classes < 3:
+        if logits.shape[1] < 4:
             return difference
-        largest = logits.topk(min(classes, 4), dim=1).values
+        largest = logits.topk(4, dim=1).values
         return difference / (largest[:, 0] - largest[:, 2:].mean(dim=1) + 1e-12)
 
     return loss

@@ -15,9 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anp_vs.attacks.frozen import frozen
 from anp_vs.errors import InputError
-from anp_vs.networks.layers import Dropout, Normalize
-from anp_vs.pruning.compact import Select, example_for
-from anp_vs.pruning.gate import Gate
+from anp_vs.evaluation.tracing import trace
+from anp_vs.pruning.compact import example_for
 
 BATCHES = (1, 128)
 """Batch sizes at which latency is measured."""
@@ -140,20 +139,12 @@ def peak_activation_bytes(network: nn.Module, image: Tensor) -> int | None:
     """
     with frozen(network), torch.no_grad():
         try:
-            traced = fx.GraphModule(network, _Tracer().trace(network))
-        except Exception:  # whatever a forward pass does when it is given symbols
+            traced = trace(network)
+        except InputError:
             return None
         storages = _Storages(traced)
         storages.run(image)
     return storages.peak()
-
-
-class _Tracer(fx.Tracer):
-    """Traces into a user's modules, but takes the layers of PyTorch and of this package whole."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaf = isinstance(m, Gate | Select | Normalize | Dropout)
-        return leaf or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Storages(fx.Interpreter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -47,7 +48,7 @@ class Sample:
     def attacked(
         self, budget: Budget, *, by: Subject | None = None, name: str = "curve", loss: str = "ce"
     ) -> Tensor:
-        """PGD images made on `by`, the classifier itself when None; the same random starts for every budget."""
+        """PGD images made on `by`, or on the classifier itself; the same random starts for every budget."""
         attacker = Attacker(PixelSpace(), budget, self.seed)
         parts = [
             attacker(
@@ -77,7 +78,7 @@ def unbounded(norm: Norm, shape: Sequence[int]) -> float:
     values = 1
     for size in shape:
         values *= size
-    return {"inf": 1.0, "2": values**0.5, "1": float(values)}[norm]
+    return {"inf": 1.0, "2": math.sqrt(values), "1": float(values)}[norm]
 
 
 def against_eps(sample: Sample, budget: Budget, radii: Sequence[float]) -> list[Point]:
@@ -92,13 +93,13 @@ def against_eps(sample: Sample, budget: Budget, radii: Sequence[float]) -> list[
 
 
 def against_steps(sample: Sample, budget: Budget, counts: Sequence[int]) -> list[Point]:
-    """Accuracy for each number of steps of the budget's length; one step is a whole eps long (as FGSM's).
+    """Accuracy for each number of steps; few steps are made long enough to reach the ball's surface.
 
     A curve that still falls at its end says that the attack was stopped too early.
     """
     points = []
     for count in counts:
-        step = max(budget.step, budget.eps / count)  # that few steps must be able to reach the ball's surface
+        step = max(budget.step, budget.eps / count)
         made = sample.attacked(replace(budget, steps=count, step=step or budget.step))
         points.append(Point(budget.eps, count, sample.accuracy(made)))
     return points

@@ -1,53 +1,25 @@
 """Signs of masked gradients: does the attack fail because the network is robust, or because it sees nothing?
 
-Sources: Athalye, Carlini, Wagner 2018 (arXiv 1802.00420, section 3.1) and Carlini et al. 2019 (arXiv 1902.06705,
-the checklist).
+Sources: Athalye, Carlini, Wagner 2018 (arXiv 1802.00420, section 3.1) and Carlini et al. 2019
+(arXiv 1902.06705, the checklist).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from anp_vs.attacks import geometry, square
+from anp_vs.attacks import geometry
 from anp_vs.attacks.geometry import Norm
-from anp_vs.attacks.losses import ce, margin
-from anp_vs.attacks.noise import per_image, seed_of, seeded
-from anp_vs.attacks.prediction import input_gradient
 from anp_vs.errors import InputError
-from anp_vs.evaluation.curves import Point, Sample, against_eps, against_steps, unbounded
+from anp_vs.evaluation.curves import Point, Sample
 from anp_vs.evaluation.progress import stage
 from anp_vs.evaluation.protocols import Budget
+from anp_vs.evaluation.signs import Checks, Sign
 from anp_vs.evaluation.subject import LabelledImages, Subject, batches, count_of, device_of
-
-RADII = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
-"""Radii of the curve, in units of eps; the unbounded one is added."""
-TRIALS = 100
-"""Random points of the ball tried for each image that the gradient attack could not break."""
-QUERIES = 500
-"""Queries of Square for each of these images."""
-SHARES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""How far along the gradient the loss is looked at, in units of eps."""
-
-
-@dataclass(frozen=True)
-class Sign:
-    """One thing that a sound network does not do.
-
-    Attributes:
-        name: of the check.
-        suspicious: whether the network does it.
-        reason: what was found, with figures, in one sentence.
-    """
-
-    name: str
-    suspicious: bool
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -58,8 +30,8 @@ class Diagnosis:
         signs: every check, in order.
         against_eps: accuracy for each radius, up to the unbounded one.
         against_steps: accuracy for each number of steps.
-        rise: for each distance along the gradient (units of eps): how much the margin of the most likely wrong
-            class rose along the gradient, and along a random direction, means over the images.
+        rise: for each distance in units of eps how much the margin of the most likely wrong class rose along
+            the gradient and along a random direction, means over the images.
         zero_gradients: percentage of the input gradient's elements that are exactly zero.
         images: how many were looked at.
         eps: radius of the attack.
@@ -84,8 +56,8 @@ class Diagnosis:
         """The verdict and its reasons, as text of several lines."""
         seen = [sign for sign in self.signs if sign.suspicious]
         head = (
-            f"Signs of masked gradients ({len(seen)} of {len(self.signs)} checks): the robust accuracy is not to be "
-            f"trusted."
+            f"Signs of masked gradients ({len(seen)} of {len(self.signs)} checks): the robust accuracy is "
+            f"not to be trusted."
             if seen
             else f"No sign of masked gradients in {len(self.signs)} checks on {self.images} images."
         )
@@ -146,175 +118,20 @@ def diagnose(
     head = images[:batch_size], labels[:batch_size]
     subject = Subject(network, *head, draws=draws)
     helper = None if source is None else Subject(source, *head, draws=draws, role="source network")
-    looker = _Looker(
-        Sample(subject, images, labels, batch_size, seed), Budget(eps, step, steps, norm), helper
-    )
-    checks: list[Callable[[], Sign]] = [
-        looker.black_box, looker.unbounded, looker.radii, looker.lengths, looker.single_step, looker.losses,
-        looker.random_points, looker.queries, looker.rising, looker.zero,
-    ]  # fmt: skip
+    checks = Checks(Sample(subject, images, labels, batch_size, seed), Budget(eps, step, steps, norm), helper)
     signs = []
-    with stage("masked gradients", len(checks), show=progress) as tell:
-        for number, check in enumerate(checks, 1):
+    every = checks.every()
+    with stage("masked gradients", len(every), show=progress) as tell:
+        for number, check in enumerate(every, 1):
             signs.append(check())
             tell(number, signs[-1].name)
     return Diagnosis(
-        tuple(signs), tuple(looker.eps_curve), tuple(looker.steps_curve), tuple(looker.rise), looker.zero_percent,
-        count, eps, norm,
-    )  # fmt: skip
-
-
-class _Looker:
-    """Each check as a method; what several need is computed once."""
-
-    def __init__(self, sample: Sample, budget: Budget, source: Subject | None) -> None:
-        self.sample, self.budget, self.source = sample, budget, source
-        self.tolerance = 1.0 + 100 / len(sample.labels)  # points: one, or one image
-        self.far = unbounded(budget.norm, sample.images.shape[1:])
-        ends = {1, 4, 10, budget.steps, math.ceil(2.5 * budget.steps)}
-        self.steps_curve = against_steps(sample, budget, sorted(ends))
-        self.eps_curve = against_eps(
-            sample, budget, [r * budget.eps for r in RADII if r * budget.eps < self.far]
-        )
-        self.ce = sample.attacked(budget)
-        self.by_margin = sample.attacked(replace(budget, steps=max(100, budget.steps)), loss="margin")
-        right = sample.correct(sample.images) & sample.correct(self.ce) & sample.correct(self.by_margin)
-        self.white = 100 * float(right.double().mean())
-        self.left = right.nonzero().squeeze(1)
-        self.rise: list[tuple[float, float, float]] = []
-        self.zero_percent, self.flat_percent, self.rising_percent = self._look_at_gradients()
-
-    def black_box(self) -> Sign:
-        name = "white box is not weaker than black box"
-        if self.source is None:
-            return Sign(
-                name, False, "no source network was given, so there was no transfer attack to compare with."
-            )
-        black = self.sample.accuracy(self.sample.attacked(self.budget, by=self.source, name="black-box"))
-        said = f"white-box accuracy {self.white:.2f} %, black-box {black:.2f} %."
-        return Sign(name, self.white > black + self.tolerance, said)
-
-    def unbounded(self) -> Sign:
-        budget = replace(self.budget, eps=self.far, step=self.far / 20, steps=max(50, self.budget.steps))
-        made = self.sample.attacked(budget)
-        left = self.sample.part(self.sample.correct(made).nonzero().squeeze(1))
-        right = left.correct(left.attacked(budget, loss="margin", name="unbounded"))
-        accuracy = 100 * float(right.sum()) / len(self.sample.labels)
-        self.eps_curve.append(Point(self.far, budget.steps, accuracy))
-        said = f"accuracy {accuracy:.2f} % at eps {self.far:g}, where every image is allowed; it should be 0."
-        return Sign("unbounded attack reaches 0 %", accuracy > self.tolerance, said)
-
-    def radii(self) -> Sign:
-        return self._falls("accuracy falls with eps", self.eps_curve, "eps", lambda point: f"{point.eps:.3g}")
-
-    def lengths(self) -> Sign:
-        return self._falls(
-            "accuracy falls with steps", self.steps_curve, "steps", lambda point: str(point.steps)
-        )
-
-    def single_step(self) -> Sign:
-        single = self.steps_curve[0].accuracy
-        many = next(point.accuracy for point in self.steps_curve if point.steps == self.budget.steps)
-        said = f"{single:.2f} % after one step, {many:.2f} % after {self.budget.steps}."
-        return Sign("one step is not stronger than many", single < many - self.tolerance, said)
-
-    def losses(self) -> Sign:
-        plain, by_margin = self.sample.accuracy(self.ce), self.sample.accuracy(self.by_margin)
-        said = f"{plain:.2f} % under PGD on cross-entropy, {by_margin:.2f} % under PGD on the margin between logits."
-        return Sign("the loss does not hide the gradient", by_margin < plain - 10, said)
-
-    def random_points(self) -> Sign:
-        sample = self.sample.part(self.left)
-        standing = torch.ones(len(self.left), dtype=torch.bool, device=self.left.device)
-        for trial in range(TRIALS if len(self.left) else 0):
-            generator = per_image(sample.seed, f"random/{trial}", self.left.tolist())
-            points = geometry.random_start(sample.images, self.budget.eps, self.budget.norm, generator)
-            if trial % 2 and self.budget.norm == "inf":  # corners of the ball move further
-                corners = sample.images + self.budget.eps * (points - sample.images).sign()
-                points = geometry.confine(sample.images, corners, self.budget.eps, "inf")
-            standing &= sample.correct(points, f"random/{trial}")
-        return self._search("random points of the ball find nothing", standing, f"{TRIALS} random points")
-
-    def queries(self) -> Sign:
-        sample = self.sample.part(self.left)
-        parts = []
-        for start in range(0, len(self.left), sample.batch_size):
-            rows = slice(start, start + sample.batch_size)
-            x, y = sample.images[rows], sample.labels[rows]
-            with seeded(seed_of(sample.seed, "network/square", start), x.device):
-                parts.append(
-                    square(
-                        sample.subject.attacked, x, y, eps=self.budget.eps, norm=self.budget.norm, queries=QUERIES,
-                        draws=sample.subject.draws, generator=per_image(sample.seed, "square", self.left[rows].tolist()),
-                    )
-                )  # fmt: skip
-        standing = sample.correct(torch.cat(parts)) if parts else torch.zeros(0, dtype=torch.bool)
-        return self._search(
-            "search without gradients finds nothing", standing, f"Square with {QUERIES} queries"
-        )
-
-    def rising(self) -> Sign:
-        said = (
-            f"a step of {SHARES[0]:g} eps along the gradient raises the margin of a wrong class on "
-            f"{self.rising_percent:.1f} % of the images."
-        )
-        return Sign("loss rises along the gradient", self.rising_percent < 90, said)
-
-    def zero(self) -> Sign:
-        said = (
-            f"the input gradient is exactly zero everywhere on {self.flat_percent:.1f} % of the images "
-            f"({self.zero_percent:.1f} % of its elements)."
-        )
-        return Sign("input gradients are not zero", self.flat_percent > 5, said)
-
-    def _falls(self, name: str, curve: list[Point], what: str, label: Callable[[Point], str]) -> Sign:
-        rises = [
-            (later.accuracy - earlier.accuracy, earlier, later)
-            for place, earlier in enumerate(curve)
-            for later in curve[place + 1 :]
-        ]
-        worst, earlier, later = max(rises, key=lambda rise: rise[0])
-        if worst > self.tolerance:
-            said = f"it rises from {earlier.accuracy:.2f} % at {what} {label(earlier)} to {later.accuracy:.2f} % at "
-            return Sign(name, True, said + f"{label(later)}.")
-        first, last = curve[0], curve[-1]
-        said = f"{first.accuracy:.2f} % at {what} {label(first)}, {last.accuracy:.2f} % at {label(last)}."
-        return Sign(name, False, said)
-
-    def _search(self, name: str, standing: Tensor, by: str) -> Sign:
-        broken, total = int((~standing).sum()), len(self.left)
-        said = f"{by} break {broken} of the {total} images that stood against PGD."
-        return Sign(name, broken > max(1.0, 0.02 * total), said)
-
-    def _look_at_gradients(self) -> tuple[float, float, float]:
-        """Percentage of zero elements, of images without any gradient, and of images where the margin rises."""
-        sample, budget = self.sample, self.budget
-        zeros, flat, rising, rise = [], [], [], []
-        for start in range(0, len(sample.labels), sample.batch_size):
-            rows = slice(start, start + sample.batch_size)
-            x, y = sample.images[rows], sample.labels[rows]
-            with seeded(seed_of(sample.seed, "network/gradient", start), x.device):
-                gradient = input_gradient(sample.subject.attacked, x, y, ce, sample.subject.draws)
-            numbers = range(start, start + len(x))
-            noise = geometry.random_start(
-                torch.full_like(x, 0.5), 0.5, "inf", per_image(sample.seed, "way", numbers)
-            )
-            zero = (gradient == 0).flatten(1).double()
-            zeros.append(zero.mean(1))
-            flat.append(zero.all(1).double())
-            base = self._margin(x, y, start)
-            along = torch.stack([self._moved(x, y, gradient, share, start) - base for share in SHARES])
-            aside = torch.stack([self._moved(x, y, noise - 0.5, share, start) - base for share in SHARES])
-            rising.append((along[0] > 0).double())
-            rise.append(torch.stack([along, aside]))
-        means = torch.cat(rise, dim=2).mean(2)
-        self.rise = [(share, *means[:, i].tolist()) for i, share in enumerate(SHARES)]
-        return tuple(100 * float(torch.cat(parts).mean()) for parts in (zeros, flat, rising))  # type: ignore[return-value]
-
-    def _moved(self, x: Tensor, y: Tensor, direction: Tensor, share: float, start: int) -> Tensor:
-        moved = geometry.step(x, direction, share * self.budget.eps, self.budget.norm).clamp(0, 1)
-        return self._margin(moved, y, start)
-
-    def _margin(self, x: Tensor, y: Tensor, start: int) -> Tensor:
-        # The same noise at every point, or a random network's would hide the rise.
-        return margin(self.sample.subject.classify(x, y, self.sample.seed, "margin", start), y).double()
+        signs=tuple(signs),
+        against_eps=tuple(checks.eps_curve),
+        against_steps=tuple(checks.steps_curve),
+        rise=tuple(checks.rise),
+        zero_gradients=checks.zero_percent,
+        images=count,
+        eps=eps,
+        norm=norm,
+    )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anp_vs.attacks.losses import Loss, ce
+from anp_vs.errors import InputError
 from anp_vs.networks.latents import distortion, recorded
 from anp_vs.pruning.gate import shared_mask, total_kl
 
@@ -90,6 +91,18 @@ class Method:
     def start_radius(self) -> float | None:
         """Where the attack starts: uniform in the ball (None), or Gaussian with this standard deviation."""
         return None
+
+    def begin(self, network: nn.Module, start: Mapping[str, Tensor]) -> list[str]:
+        """Give a fresh network the trained weights it starts from; returns names that keep fresh values.
+
+        Raises:
+            InputError: the weights are another architecture's.
+        """
+        try:
+            network.load_state_dict(dict(start))
+        except RuntimeError as error:
+            raise InputError(f"The weights to start from do not fit {type(network).__name__}: {error}.") from None
+        return []
 
     def prepare(self, network: nn.Module) -> nn.Module:
         """Change the network before training (gates are inserted by the loop)."""

@@ -34,6 +34,10 @@ class PretrainedAT(AT):
     name: ClassVar[str] = "pretrained-at"
     source: ClassVar[str] = "Hendrycks et al. 2019, arXiv 1901.09960; objective as in the AT rows"
 
+    def begin(self, network: nn.Module, start: Mapping[str, Tensor]) -> list[str]:
+        """The transferred weights, with a fresh last layer."""
+        return transfer_weights(network, start)
+
 
 def head_of(network: nn.Module) -> str:
     """Path of the layer that makes the logits.

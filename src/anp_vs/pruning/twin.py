@@ -15,6 +15,7 @@ from torch.nn.utils import fusion
 from anp_vs.networks.layers import Dropout
 from anp_vs.pruning.compact import Compactor, replace
 from anp_vs.pruning.graph import Point
+from anp_vs.pruning.pixel_conv import PixelConv2d, suits
 
 
 class Twin:
@@ -29,6 +30,7 @@ class Twin:
     def __init__(self, network: nn.Module, example: Tensor, *, channels_last: bool = True) -> None:
         self.compactor = Compactor(network, example)
         self.channels_last = channels_last
+        self.on_cpu = example.device.type == "cpu"
         points = self.compactor.graph.points
         self.normalised = [(p.path, u.path) for p in points if (u := _normalisation_after(p)) is not None]
         self.pooled = [(p.path, u.path) for p in points if (u := _pooling_after(p)) is not None]
@@ -41,6 +43,10 @@ class Twin:
     def build(self) -> nn.Module:
         """The twin for the present weights: evaluation mode, parameters without gradients."""
         twin = self.compactor.build()
+        for module in twin.modules():  # what is shared with the network in training must not be frozen there
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
         for layer, norm in self.normalised:
             fuse = fusion.fuse_linear_bn_eval if isinstance(twin.get_submodule(layer), nn.Linear) else fusion.fuse_conv_bn_eval
             replace(twin, layer, fuse(twin.get_submodule(layer), twin.get_submodule(norm)))  # type: ignore[operator]
@@ -54,9 +60,18 @@ class Twin:
             module = twin.get_submodule(path)
             if isinstance(module, nn.ReLU):
                 module.inplace = True
+        twin.requires_grad_(False)
         if self.channels_last:
-            twin = twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return twin.requires_grad_(False)
+            for module in twin.modules():
+                weight = module._parameters.get("weight")
+                if weight is not None and weight.dim() == 4:
+                    laid_out = weight.contiguous(memory_format=torch.channels_last)
+                    module._parameters["weight"] = nn.Parameter(laid_out, requires_grad=False)
+        if self.on_cpu:  # a GPU's kernels need no help with the first layer
+            for path, module in list(twin.named_modules()):
+                if isinstance(module, nn.Conv2d) and suits(module):
+                    replace(twin, path, PixelConv2d(module))
+        return twin
 
     def _between(self, twin: nn.Module, relu: str, pool: str) -> list[nn.Module]:
         """What the built twin has between an activation and the pooling that follows it."""

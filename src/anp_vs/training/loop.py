@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from anp_vs.data.augment import CROP_FLIP, NONE
 from anp_vs.errors import RunError
 from anp_vs.methods.method import Objective
 from anp_vs.networks import build
-from anp_vs.pruning.compact import Slices, example_for, resize, shrink, take
+from anp_vs.pruning.compact import Slices, example_for, open_gates, resize, shrink, take
 from anp_vs.pruning.gate import gate_parameters, gates, sparsity_percent, weight_parameters
 from anp_vs.pruning.insertion import insert_gates
 from anp_vs.pruning.twin import Twin
@@ -28,6 +29,7 @@ from anp_vs.recipes import Recipe
 from anp_vs.training.seeding import derive, generator
 
 VALIDATION_IMAGES = 1000
+VALIDATION_BATCH = 125
 VALIDATION_STEPS = 20
 
 
@@ -65,8 +67,7 @@ class Trainer:
         self.total_steps = recipe.epochs * self.steps_per_epoch
         torch.manual_seed(derive(recipe.seed, "initialise"))
         network = build(recipe.network, len(dataset.classes))
-        if start is not None:
-            network.load_state_dict(start)
+        self.reinitialised = self.method.begin(network, start) if start is not None else []
         network = self.method.prepare(network)
         if self.method.gated:
             insert_gates(network)
@@ -134,10 +135,11 @@ class Trainer:
 
     def _fresh_optimiser(self) -> torch.optim.Optimizer:
         parameters = weight_parameters(self.network)
+        decay = self.recipe.weight_decay if self.method.weight_decay else 0.0
         if self.recipe.optimiser == "sgd":
-            return torch.optim.SGD(parameters, self.recipe.lr, momentum=0.9, nesterov=True, weight_decay=self.recipe.weight_decay)
-        # weight_decay here is the gradient of the L2 penalty added to the loss, as published, not AdamW's.
-        return torch.optim.Adam(parameters, self.recipe.lr, weight_decay=self.recipe.weight_decay)
+            return torch.optim.SGD(parameters, self.recipe.lr, momentum=0.9, nesterov=True, weight_decay=decay)
+        # The decay is the gradient of an L2 penalty in the loss, as published, not AdamW's.
+        return torch.optim.Adam(parameters, self.recipe.lr, weight_decay=decay)
 
     def _rebuild(self) -> None:
         """Trace the network again after its shape changed."""
@@ -217,6 +219,7 @@ class Trainer:
             self.gates_optimiser.step()
         if self.companion is not None and self.companion.after_step(self.step):
             self.weights_optimiser = self._fresh_optimiser()
+            self.average = None
         self._count(objective, labels)
         self.step += 1
         message = self._prune() if self.method.gated else None
@@ -299,6 +302,8 @@ class Trainer:
         reached = recipe.target_sparsity is not None and sparsity_percent(self.network) >= recipe.target_sparsity
         if reached or (recipe.decide_at < 1 and self.progress >= recipe.decide_at):
             removed = self.remove({name: ~units for name, units in alive.items()})
+            open_gates(self.network)
+            self.weights_optimiser, self.average = self._fresh_optimiser(), None
             self._fix_gates()
             return f"gates fixed at {sparsity_percent(self.network):.1f} % sparsity; {removed} units left the network"
         if recipe.remove_after and self.step % max(1, recipe.remove_after // 4) == 0:
@@ -313,10 +318,6 @@ class Trainer:
         for gate in gates(self.network).values():
             gate.fixed = True
             gate.requires_grad_(False)
-        if self.average is not None:  # averaging would let pruned units back in
-            for name, gate in gates(self.network).items():
-                self.average[f"{name}.a_uc"] = gate.a_uc.detach().clone()
-                self.average[f"{name}.b_uc"] = gate.b_uc.detach().clone()
 
     def remove(self, dead: dict[str, Tensor]) -> int:
         """Take units out of the network in training, its optimisers' states, and its averaged weights.
@@ -362,8 +363,13 @@ class Trainer:
 
     # -- validation -----------------------------------------------------------------------------------------
 
-    def validate(self) -> dict[str, float]:
-        """Clean and PGD accuracy in percent on the first images of the validation split."""
+    def validate(self, stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        """Clean and PGD accuracy in percent on the first images of the validation split.
+
+        Args:
+            stop: asked before each batch; None is returned when it says so.
+        """
+        torch.manual_seed(derive(self.recipe.seed, "validate", self.step))  # for a network that draws its weights
         network = self.evaluation_network()
         if not self.method.random:
             network = Twin(network, example_for(network)).build()
@@ -371,9 +377,11 @@ class Trainer:
         split = self.validation.head(VALIDATION_IMAGES)
         eps = self.recipe.test_attack.eps
         clean = robust = 0
-        for begin in range(0, len(split), 250):
-            images = split.images[begin : begin + 250].float().div_(255)
-            labels = split.labels[begin : begin + 250]
+        for begin in range(0, len(split), VALIDATION_BATCH):
+            if stop():
+                return None
+            images = split.images[begin : begin + VALIDATION_BATCH].float().div_(255)
+            labels = split.labels[begin : begin + VALIDATION_BATCH]
             clean += int((network(images).argmax(1) == labels).sum())
             lower, upper = geometry.box(images, eps)
             draws = generator(images.device, self.recipe.seed, "validate", begin)

@@ -7,8 +7,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from anp_vs.recipes import Recipe
 from anp_vs.training import checkpoint
 from anp_vs.training.loop import Trainer
 from anp_vs.training.progress import Display
-from anp_vs.training.run_directory import MetricsLog, RunDirectory
+from anp_vs.training.run_directory import MetricsLog, RunDirectory, root_of
+from anp_vs.training.watch import Watch, check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -75,14 +76,18 @@ def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str =
         chosen = recipes.override(chosen, overrides)
     fabric = _fabric(device)
     run = RunDirectory(out or RunDirectory.default(chosen))
-    root = _root(run.path, chosen)
-    dataset = load_data(chosen.data, chosen.data_root, validation=chosen.validation)
-    start = _start(chosen, root, device, quiet)
     with run:
-        run.claim(chosen)
+        run.check(chosen)
         if not run.finished:
-            _train(chosen, run, dataset, fabric, start, quiet)
-        network = serialization.load(run.network)
+            _train(chosen, run, fabric, device, quiet)
+        try:
+            network = serialization.load(run.network)
+        except RunError as error:
+            if not run.checkpoint.exists():
+                raise
+            logger.warning("%s It is made again from the last checkpoint.", error)
+            _train(chosen, run, fabric, device, quiet)
+            network = serialization.load(run.network)
     lines = MetricsLog.read(run.metrics)
     validated = next((line for line in reversed(lines) if "clean_accuracy" in line), {})
     return Run(network, run.path, {k: v for k, v in validated.items() if isinstance(v, int | float)})
@@ -101,13 +106,6 @@ def _fabric(device: str) -> Fabric:
     return Fabric(accelerator=use, devices=1)
 
 
-def _root(path: Path, recipe: Recipe) -> Path:
-    """The folder under which runs of other recipes are found: where this run's is, if it has the default name."""
-    default = RunDirectory.default(recipe, Path("."))
-    depth = len(default.parts)
-    return Path(*path.parts[:-depth]) if path.parts[-depth:] == default.parts else path.parent / "runs"
-
-
 def _start(recipe: Recipe, root: Path, device: str, quiet: bool) -> dict[str, Tensor] | None:
     """The weights a recipe begins with; trains them first when they are another recipe's."""
     if recipe.start is None:
@@ -122,59 +120,86 @@ def _start(recipe: Recipe, root: Path, device: str, quiet: bool) -> dict[str, Te
     return serialization.read_tensors(network, serialization.read_card(network))
 
 
-def _train(recipe: Recipe, run: RunDirectory, dataset: Dataset, fabric: Fabric, start: Mapping[str, Tensor] | None,
-           quiet: bool) -> None:  # fmt: skip
-    trainer = Trainer(recipe, dataset, fabric, dict(start) if start is not None else None)
+def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, device: str, quiet: bool) -> None:
     state, problem = checkpoint.read_latest(run.checkpoint)
     if problem:
         logger.warning("%s The previous checkpoint is used instead.", problem)
-    position = 0
+    dataset = load_data(recipe.data, recipe.data_root, validation=recipe.validation)
+    start = _start(recipe, root_of(run.path, recipe), device, quiet) if state is None else None
+    trainer, watch = Trainer(recipe, dataset, fabric, start), Watch()
+    position, owed = 0, False
     if state is not None:
-        trainer.load_state(state)
-        position = state["metrics_position"]
-    metrics = MetricsLog(run.metrics, position)
-    saved_at = time.monotonic()
-
-    def keep() -> None:
-        nonlocal saved_at
-        checkpoint.save(run.checkpoint, trainer.state() | {"metrics_position": metrics.position()})
+        try:
+            trainer.load_state(state)
+            watch.load_state_dict(state["watch"])
+            position, owed = int(state["metrics_position"]), bool(state["owed"])
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{run.checkpoint} does not belong to this recipe or to this version of anp-vs ({type(error).__name__}: "
+                f"{error}). Move the run directory away and train again."
+            ) from error
+    run.claim(recipe)
+    with closing(MetricsLog(run.metrics, position)) as metrics, _board(run.path, trainer.step) as board, \
+            _signals() as asked, Display(recipe, trainer, quiet=quiet) as display:  # fmt: skip
         saved_at = time.monotonic()
 
-    board = _board(run.path)
-    with _signals() as asked, Display(recipe, trainer, quiet=quiet) as display:
-        while trainer.step < trainer.total_steps:
-            report = trainer.advance()
+        def keep(owed: bool = False) -> None:
+            nonlocal saved_at
+            check_finite(trainer.network, trainer.step)
+            own = {"watch": watch.state_dict(), "owed": owed, "metrics_position": metrics.position()}
+            checkpoint.save(run.checkpoint, trainer.state() | own)
+            board.flush()
+            saved_at = time.monotonic()
+
+        def say(message: str) -> None:
+            display.say(message)
+            metrics.write(step=trainer.step, epoch=epoch, message=message)
+
+        # `owed`: a signal came during the validation of the step that was saved; it is made up for first.
+        while trainer.step < trainer.total_steps or owed:
+            report = None if owed else trainer.advance()
+            epoch = (trainer.step - 1) // trainer.steps_per_epoch
             end_of_epoch = trainer.step % trainer.steps_per_epoch == 0
-            if report.message:
-                display.say(report.message)
-                metrics.write(step=trainer.step, epoch=report.epoch, message=report.message)
+            if report is not None and report.message:
+                say(report.message)
+            validated = trainer.validate(asked.is_set) if end_of_epoch else {}
+            owed = validated is None
             line: dict[str, Any] = {}
-            if trainer.step % LOG_EVERY == 0 or end_of_epoch:
-                line = trainer.take_means()
-            if end_of_epoch:
-                line |= trainer.validate()
-            if line:
-                metrics.write(step=trainer.step, epoch=report.epoch, **line)
+            if not owed and (trainer.step % LOG_EVERY == 0 or end_of_epoch):
+                line = trainer.take_means() | (validated or {})
+                metrics.write(step=trainer.step, epoch=epoch, **line)
                 for name, value in line.items():
                     board.add_scalar(name, value, trainer.step)
+                for message in watch.look(trainer.network, line):
+                    say(message)
             display.update(line)
             if asked.is_set() or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                keep()
+                keep(owed)
             if asked.is_set():
                 raise Stopped(
                     f"Stopped at step {trainer.step} of {trainer.total_steps}; everything is saved. "
                     f"Go on with: anp-vs train {run.path}"
                 )
-    keep()
-    board.close()
-    metrics.close()
+        keep()
     _finish(recipe, run, dataset, trainer)
 
 
-def _board(path: Path) -> Any:
+@contextmanager
+def _board(path: Path, step: int) -> Iterator[Any]:
+    """TensorBoard's log, from which a resumed run takes back what was written after its checkpoint."""
     from torch.utils.tensorboard import SummaryWriter  # slow to import, needed only while training
 
-    return SummaryWriter(str(path / "tensorboard"))  # type: ignore[no-untyped-call]
+    try:
+        board = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+        try:
+            yield board
+        finally:
+            board.close()  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise RunError(
+            f"{path} could not be written ({error.strerror or error}). The last checkpoint is intact; free space or make "
+            f"the folder writable, then run the same command again."
+        ) from error
 
 
 def _finish(recipe: Recipe, run: RunDirectory, dataset: Dataset, trainer: Trainer) -> None:

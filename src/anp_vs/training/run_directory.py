@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import errno
 import fcntl
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,11 +56,26 @@ class RunDirectory:
         except OSError as error:
             os.close(self._lock)
             self._lock = None
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise RunError(
+                    f"The run directory {self.path} cannot be locked: {error.strerror}. Choose one on a file system "
+                    f"with locks, with --out."
+                ) from error
             raise RunError(
                 f"The run directory {self.path} is in use by another process. Wait for it, stop it, or choose another "
                 f"directory with --out."
             ) from error
+        self._sweep()
         return self
+
+    def _sweep(self) -> None:
+        """Remove what processes that were killed while they saved have left behind."""
+        saved = (self.checkpoint, checkpoint.previous_of(self.checkpoint), self.recipe_file, self.network, self.compact)
+        names = {name for path in saved for name in (path.name, path.with_suffix(".json").name)}
+        for leftover in self.path.glob(".*.tmp"):
+            if leftover.name[1:].rsplit(".", 2)[0] in names:
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._lock is not None:
@@ -64,19 +83,33 @@ class RunDirectory:
             self._lock = None
 
     def claim(self, recipe: Recipe) -> None:
-        """Save the recipe, or check that the directory belongs to it already.
+        """Save the recipe, unless the directory belongs to it already.
+
+        Raises:
+            RunError: the directory holds a run of another recipe, or cannot be written.
+        """
+        self.check(recipe)
+        if not self.recipe_file.exists():
+            checkpoint.write_atomically(self.recipe_file, recipes.dump(recipe).encode())
+
+    def check(self, recipe: Recipe) -> None:
+        """See that the directory belongs to this recipe, or to none yet.
 
         Raises:
             RunError: the directory holds a run of another recipe.
         """
         if not self.recipe_file.exists():
-            checkpoint.write_atomically(self.recipe_file, recipes.dump(recipe).encode())
             return
         held = self.read_recipe()
-        if held == recipe:
+        # Where the data lie may change: their content is checked against its checksum.
+        if held == dataclasses.replace(recipe, data_root=held.data_root):
             return
-        mine, theirs = recipes.to_dict(recipe), recipes.to_dict(held)
-        different = [f"{k} ({theirs.get(k)!r} there, {v!r} asked)" for k, v in mine.items() if theirs.get(k) != v]
+        mine, theirs = _flat(recipes.to_dict(recipe)), _flat(recipes.to_dict(held))
+        different = [
+            f"{name} ({theirs.get(name)!r} there, {mine.get(name)!r} asked)"
+            for name in dict.fromkeys([*mine, *theirs])
+            if theirs.get(name) != mine.get(name)
+        ]
         raise RunError(
             f"The run directory {self.path} belongs to another recipe: {'; '.join(different)}. Choose another directory "
             f"with --out, or train the recipe it holds: anp-vs train {self.path}."
@@ -101,38 +134,94 @@ class RunDirectory:
         return self.network.exists() and self.network.with_suffix(".json").exists()
 
 
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested fields by their dotted names."""
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{inner}": held for inner, held in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def root_of(path: Path, recipe: Recipe) -> Path:
+    """The folder under which runs of other recipes are found: where this run's is, if it has the default name."""
+    default = RunDirectory.default(recipe, Path())
+    depth = len(default.parts)
+    return Path(*path.parts[:-depth]) if path.parts[-depth:] == default.parts else path.parent / "runs"
+
+
 class MetricsLog:
     """Appends JSON Lines; a resumed run first drops what was written after its checkpoint.
 
     Args:
         path: the file.
         position: bytes of it that belong to the checkpoint; the rest is cut off.
+
+    Raises:
+        RunError: it cannot be written, or is shorter than that.
     """
 
     def __init__(self, path: Path, position: int) -> None:
-        self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the run
-        if self._file.tell() < position:
-            raise RunError(f"{path} is shorter than its checkpoint says ({position} bytes): it was changed by hand.")
-        self._file.truncate(position)
+        self.path = path
+        try:
+            self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise self._refused(error) from error
+        if os.fstat(self._handle).st_size < position:
+            self.close()
+            raise RunError(
+                f"{path} is shorter than its checkpoint says ({position} bytes): it was changed by hand. Bring it back, "
+                f"or move the run directory away and train again."
+            )
+        os.ftruncate(self._handle, position)
 
     def write(self, **values: Any) -> None:
-        """Append one line."""
-        self._file.write(json.dumps(values).encode() + b"\n")
-        self._file.flush()
+        """Append one line.
+
+        Raises:
+            RunError: the disk is full or refuses.
+        """
+        line = json.dumps(values).encode() + b"\n"
+        try:
+            written = os.write(self._handle, line)
+        except OSError as error:
+            raise self._refused(error) from error
+        if written < len(line):
+            raise self._refused(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    def _refused(self, error: OSError) -> RunError:
+        return RunError(
+            f"{self.path} could not be written ({error.strerror or error}). The last checkpoint is intact; free space or "
+            f"make the folder writable, then run the same command again."
+        )
 
     def position(self) -> int:
         """Bytes written, all of them on the disk."""
-        os.fsync(self._file.fileno())
-        return os.fstat(self._file.fileno()).st_size
+        try:
+            os.fsync(self._handle)
+        except OSError as error:
+            raise self._refused(error) from error
+        return os.fstat(self._handle).st_size
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        os.close(self._handle)
 
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:
-        """All whole lines of a metrics file; a last line cut short is left out."""
+        """All whole lines of a metrics file; a last line cut short is left out.
+
+        Raises:
+            RunError: the file cannot be read, or a line is not a JSON object.
+        """
         if not path.exists():
             return []
-        lines = path.read_text().split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        try:
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"The metrics {path} cannot be read: {error}. Bring back a copy, or move the file away.") from error
+        if not all(isinstance(line, dict) for line in lines):
+            raise RunError(f"The metrics {path} hold a line that is not a JSON object. Bring back a copy, or move it away.")
+        return lines

@@ -1,0 +1,214 @@
+"""The command line: it parses, calls, and prints; it computes nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+
+from anp_vs import recipes
+from anp_vs.errors import AnpVsError, InputError
+from anp_vs.recipes import Recipe
+
+USAGE = """anp-vs: train image classifiers that resist attacks and are small, and measure both honestly.
+
+  anp-vs demo                    two minutes: handwritten digits, ANP-VS beside AT, no download
+  anp-vs train RECIPE            train a recipe, or go on where it was stopped
+  anp-vs evaluate RUN            a row of the tables: clean, white-box, black-box, vulnerability, cost
+  anp-vs compact RUN             take the pruned channels out and save the small network
+  anp-vs cost RUN_OR_MODEL       parameters, bytes, MACs, memory, latency
+  anp-vs recipes                 every recipe with its source
+
+Each command explains itself with --help.
+"""
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train a recipe.
+
+    Attributes:
+        recipe: its fields; each can be changed here, and the result is saved as recipe.yaml in the run directory.
+        out: run directory; runs/RECIPE/seedN by default. A stopped run there is resumed.
+        device: where to train.
+        quiet: show no progress.
+    """
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    out: Path | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Evaluate a finished run on the whole test set and print its row.
+
+    Attributes:
+        run: run directory.
+        data_root: folder that holds the data set; the recipe's own by default.
+        black_box: run that black-box images are made on; the recipe's own source by default.
+        autoattack: also run AutoAttack on this many test images.
+        limit: only the first so many test images, for a quick look; the row says so.
+        protocol: pixel-space, or released-code to compare with the published CIFAR rows.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    data_root: str | None = None
+    black_box: Path | None = None
+    autoattack: int | None = None
+    limit: int | None = None
+    protocol: Literal["pixel-space", "released-code"] = "pixel-space"
+
+
+@dataclass(frozen=True)
+class CompactCommand:
+    """Take the pruned channels out of a run's network and save the small one.
+
+    Attributes:
+        run: run directory, or a saved gated network.
+        out: where to save; RUN/compact.safetensors by default.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class CostCommand:
+    """Measure what a network costs, beside the full network it came from.
+
+    Attributes:
+        network: run directory, saved network, or name of a shipped one.
+        latency: measure the latency too (some seconds).
+    """
+
+    network: Annotated[Path, tyro.conf.Positional]
+    latency: bool = True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 2 for a user's mistake, 130 when stopped by a signal."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    _speak_plainly()
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    command = COMMANDS.get(words[0])
+    try:
+        if command is None:
+            raise InputError(f"There is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}.")
+        return command(words[1:])
+    except AnpVsError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"anp-vs: {error}", markup=False)
+        return 130 if type(error).__name__ == "Stopped" else 2
+
+
+def _speak_plainly() -> None:
+    """Warnings and log records as plain lines."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False, markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    warnings.showwarning = lambda message, *_, **__: console.print(f"anp-vs: {message}", markup=False)
+
+
+def train(words: list[str]) -> int:
+    """anp-vs train RECIPE [--field value ...]."""
+    if not words or words[0].startswith("-"):
+        print("usage: anp-vs train RECIPE [--epochs 3 --method.beta 2 ...]\n")
+        print("RECIPE is one of these, a YAML file, or the directory of a stopped run. Its fields, with what they")
+        print("mean and their values: anp-vs train RECIPE --help\n")
+        list_recipes([])
+        return 0 if words else 2
+    from anp_vs.training.run import train as run_training
+
+    recipe = recipes.find(words[0])
+    config = (tyro.conf.AvoidSubcommands,)
+    default = TrainCommand(recipe, out=Path(words[0]) if Path(words[0]).is_dir() and words[0] not in recipes.RECIPES else None)
+    asked = tyro.cli(TrainCommand, default=default, args=words[1:], prog=f"anp-vs train {words[0]}", config=config)
+    run = run_training(asked.recipe, out=asked.out, device=asked.device, quiet=asked.quiet)
+    figures = ", ".join(f"{k} {v:.2f}" for k, v in run.metrics.items() if k.endswith(("accuracy", "sparsity")))
+    print(f"{run.path}: {figures} (validation split)\nNext: anp-vs evaluate {run.path}")
+    return 0
+
+
+def evaluate(words: list[str]) -> int:
+    """anp-vs evaluate RUN."""
+    from anp_vs.evaluation.row import evaluate_run
+
+    asked = tyro.cli(EvaluateCommand, args=words, prog="anp-vs evaluate")
+    row = evaluate_run(
+        asked.run, data_root=asked.data_root, source=asked.black_box, limit=asked.limit, autoattack=asked.autoattack,
+        protocol=asked.protocol,
+    )  # fmt: skip
+    from anp_vs.report.tables import beside_published
+
+    Console(highlight=False).print(beside_published([row]))
+    if row["black_box_accuracy"] is None:
+        source = row["recipe_values"]["black_box"]
+        print(f"No black-box figures: train the source first (anp-vs train {source}), or give --black-box RUN.")
+    print(f"The row with its provenance: {asked.run}/evaluation.json")
+    return 0
+
+
+def compact(words: list[str]) -> int:
+    """anp-vs compact RUN."""
+    from anp_vs import serialization
+    from anp_vs.pruning.compact import compact as make_small
+
+    asked = tyro.cli(CompactCommand, args=words, prog="anp-vs compact")
+    path = asked.run / "network.safetensors" if asked.run.is_dir() else asked.run
+    network = serialization.load(path)
+    small = make_small(network)
+    small.card = {k: v for k, v in network.card.items() if k != "original_units"}  # type: ignore[union-attr, assignment]
+    saved = serialization.save(small, asked.out or path.with_name("compact.safetensors"))
+    before, after = (sum(p.numel() for p in n.parameters()) for n in (network, small))
+    print(f"{saved}: {after:,} of {before:,} parameters")
+    return 0
+
+
+def cost(words: list[str]) -> int:
+    """anp-vs cost RUN_OR_MODEL."""
+    from anp_vs import serialization
+    from anp_vs.evaluation.cost import cost as measure
+    from anp_vs.networks import build
+
+    asked = tyro.cli(CostCommand, args=words, prog="anp-vs cost")
+    network = serialization.load(serialization.locate(asked.network))
+    card = network.card
+    full = build(card["architecture"], card["logits"]) if card["architecture"] in recipes.NETWORKS else None  # type: ignore[index]
+    figures = measure(network, latency=asked.latency, against=full)
+    print(json.dumps(figures.as_dict(), indent=2))
+    return 0
+
+
+def list_recipes(words: list[str]) -> int:
+    """anp-vs recipes."""
+    for table in dict.fromkeys(name.split("/")[0] for name in recipes.RECIPES):
+        rows = [recipe for name, recipe in recipes.RECIPES.items() if name.split("/")[0] == table]
+        first = rows[0]
+        print(f"{table}: {first.data}, {first.network}, {first.epochs} epochs. {first.source}.")
+        for recipe in rows:
+            print(f"    {recipe.name:<28}{recipe.method.source}")
+    return 0
+
+
+def demo(words: list[str]) -> int:
+    """anp-vs demo."""
+    from anp_vs.demo import run
+
+    return run(Path(words[0]) if words else Path("runs"))
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "demo": demo, "train": train, "evaluate": evaluate, "compact": compact, "cost": cost, "recipes": list_recipes,
+}  # fmt: skip

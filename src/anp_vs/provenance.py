@@ -1,0 +1,67 @@
+"""Where a figure comes from: the command, the commit, the hardware and the versions that computed it."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("anp-vs", "torch", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the interpreter and of the packages a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def hardware() -> str:
+    """Processor, cores and, when present, the GPU, in words."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+        flags = next((line for line in lines if line.startswith("flags")), "")
+        name += "".join(f", {flag}" for flag in ("avx512f", "avx512_bf16", "amx_bf16") if f" {flag}" in flags)
+    except OSError:
+        pass  # not Linux: the platform's own word is enough
+    words = f"{name}, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        words += f", {torch.cuda.get_device_name()}"
+    return words
+
+
+def commit() -> str | None:
+    """The commit of the source tree this package runs from, with + when it has changes; None outside one."""
+    folder = Path(__file__).resolve().parent
+    try:
+        run = lambda *words: subprocess.run(  # noqa: E731
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        return run("rev-parse", "HEAD") + ("+" if run("status", "--porcelain", "--", str(folder)) else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def command() -> str:
+    """The command line of this process."""
+    program = Path(sys.argv[0]).name
+    if program == "__main__.py":
+        program = "python -m anp_vs"
+    return " ".join([program, *map(shlex.quote, sys.argv[1:])])
+
+
+def provenance() -> dict[str, Any]:
+    """All of it, ready for JSON."""
+    return {"command": command(), "commit": commit(), "hardware": hardware(), "versions": versions()}

@@ -1,0 +1,48 @@
+"""Measured rows beside the published ones."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from rich.table import Table
+
+COLUMNS = {
+    "clean_accuracy": "clean", "white_box_accuracy": "white-box", "black_box_accuracy": "black-box",
+    "white_box_vulnerability": "V white", "black_box_vulnerability": "V black", "memory_percent": "memory %",
+    "flops_reduction": "FLOPs x", "sparsity_percent": "sparsity",
+}  # fmt: skip
+"""The columns of the published tables and their headings."""
+MEASURED_ONLY = {"white_box_accuracy_strongest": "strongest PGD", "autoattack_accuracy": "AutoAttack"}
+DIGITS = {"white_box_vulnerability": 3, "black_box_vulnerability": 3}
+
+
+def published() -> list[dict[str, Any]]:
+    """The published rows: dataset, network, method and the columns, as numbers."""
+    text = (resources.files("anp_vs.report") / "published.csv").read_text(encoding="utf-8")
+    rows = []
+    for line in csv.DictReader(text.splitlines()):
+        rows.append({k: v if k in ("dataset", "network", "method") else float(v) for k, v in line.items()})
+    return rows
+
+
+def cell(row: Mapping[str, Any], column: str) -> str:
+    """One figure as text; a dash where nothing was measured."""
+    value = row.get(column)
+    return "-" if value is None else f"{value:.{DIGITS.get(column, 2)}f}"
+
+
+def beside_published(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A table of measured rows, each followed by the published row of its method where there is one."""
+    columns = {**COLUMNS, **MEASURED_ONLY}
+    table = Table("row", *columns.values(), box=None, pad_edge=False)
+    known = {(row["dataset"], row["method"]): row for row in published()}
+    for row in rows:
+        label = f"{row['method']}" + (f" ({row['images']} images)" if row.get("images") not in (None, 10_000) else "")
+        table.add_row(label, *(cell(row, column) for column in columns))
+        comparable = row["dataset"] == "mnist" or row.get("protocol") == "released-code"
+        if comparable and (paper := known.get((row["dataset"], row["method"]))):
+            table.add_row("  published", *(cell(paper, column) for column in columns), style="dim")
+    return table

@@ -1,0 +1,86 @@
+"""Looks at the numbers of a run and says when they have gone wrong, each thing once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from anp_vs.errors import RunError
+from anp_vs.pruning.gate import gates
+
+FALL = 20.0
+"""Points of validation accuracy under PGD below its best that count as a sharp fall; 10 is common noise."""
+GAP = 30.0
+"""Points of robust accuracy on training batches above that; robust overfitting takes many epochs to get there."""
+
+
+class Watch:
+    """Remembers what was said, so that a resumed run neither repeats nor forgets it.
+
+    Catastrophic overfitting (Wong et al. 2020, arXiv 2001.03994, section 5): from one epoch to the next a network
+    learns to answer the weak attack of training right and loses its robustness to PGD.
+    """
+
+    def __init__(self) -> None:
+        self.collapsed: list[str] = []
+        self.best = 0.0
+        self.overfitted = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"collapsed": list(self.collapsed), "best": self.best, "overfitted": self.overfitted}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.collapsed, self.best = list(state["collapsed"]), float(state["best"])
+        self.overfitted = bool(state["overfitted"])
+
+    def look(self, network: nn.Module, values: Mapping[str, float]) -> list[str]:
+        """What has gone wrong since the last look, in sentences.
+
+        Args:
+            network: in training.
+            values: what is logged after this step: `train_robust_accuracy` and, after an epoch, `robust_accuracy`,
+                in percent.
+        """
+        messages = self._collapse(network)
+        robust, trained = values.get("robust_accuracy"), values.get("train_robust_accuracy")
+        if robust is None or trained is None:
+            return messages
+        self.best = max(self.best, robust)
+        fallen = robust <= self.best - FALL and robust <= trained - GAP
+        if fallen and not self.overfitted:
+            messages.append(
+                f"catastrophic overfitting: PGD on the validation split fell to {robust:.1f} % from {self.best:.1f} %, while "
+                f"the attack of training leaves {trained:.1f} %; give attack.steps more steps or make attack.step smaller"
+            )
+        self.overfitted = fallen
+        return messages
+
+    @torch.no_grad()
+    def _collapse(self, network: nn.Module) -> list[str]:
+        found = [name for name, gate in gates(network).items() if not gate.fixed and gate.collapsed()]
+        new = [name for name in found if name not in self.collapsed]
+        self.collapsed += new
+        return [
+            f"every unit of {name} would be pruned; its strongest one is kept. Lower method.beta or gate_lr if this is "
+            f"not wanted"
+            for name in new
+        ]
+
+
+def check_finite(network: nn.Module, step: int) -> None:
+    """Refuse to save a network that is not one any more.
+
+    Raises:
+        RunError: a parameter or buffer holds NaN or infinity.
+    """
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise RunError(
+                f"{name} holds values that are not finite after step {step}. Training stopped without saving them; the "
+                f"last checkpoint is intact. Lower lr or gate_lr, or lengthen eps_warmup."
+            )
