@@ -125,7 +125,9 @@ def train(words: list[str]) -> int:
     """anp-vs train RECIPE [--field value ...]."""
     if not words or words[0].startswith("-"):
         print("usage: anp-vs train RECIPE [--epochs 3 --method.beta 2 ...]\n")
-        print("RECIPE is one of these, a YAML file, or the directory of a stopped run. Its fields, with what they")
+        print(
+            "RECIPE is one of these, a YAML file, or the directory of a stopped run. Its fields, with what they"
+        )
         print("mean and their values: anp-vs train RECIPE --help\n")
         list_recipes([])
         return 0 if words else 2
@@ -133,10 +135,16 @@ def train(words: list[str]) -> int:
 
     recipe = recipes.find(words[0])
     config = (tyro.conf.AvoidSubcommands,)
-    default = TrainCommand(recipe, out=Path(words[0]) if Path(words[0]).is_dir() and words[0] not in recipes.RECIPES else None)
-    asked = tyro.cli(TrainCommand, default=default, args=words[1:], prog=f"anp-vs train {words[0]}", config=config)
+    default = TrainCommand(
+        recipe, out=Path(words[0]) if Path(words[0]).is_dir() and words[0] not in recipes.RECIPES else None
+    )
+    asked = tyro.cli(
+        TrainCommand, default=default, args=words[1:], prog=f"anp-vs train {words[0]}", config=config
+    )
     run = run_training(asked.recipe, out=asked.out, device=asked.device, quiet=asked.quiet)
-    figures = ", ".join(f"{k} {v:.2f}" for k, v in run.metrics.items() if k.endswith(("accuracy", "sparsity")))
+    figures = ", ".join(
+        f"{k} {v:.2f}" for k, v in run.metrics.items() if k.endswith(("accuracy", "sparsity"))
+    )
     print(f"{run.path}: {figures} (validation split)\nNext: anp-vs evaluate {run.path}")
     return 0
 
@@ -150,12 +158,14 @@ def evaluate(words: list[str]) -> int:
         asked.run, data_root=asked.data_root, source=asked.black_box, limit=asked.limit, autoattack=asked.autoattack,
         protocol=asked.protocol,
     )  # fmt: skip
-    from anp_vs.report.tables import beside_published
+    from anp_vs.report.tables import show
 
-    Console(highlight=False).print(beside_published([row]))
+    show([row])
     if row["black_box_accuracy"] is None:
         source = row["recipe_values"]["black_box"]
-        print(f"No black-box figures: train the source first (anp-vs train {source}), or give --black-box RUN.")
+        print(
+            f"No black-box figures: train the source first (anp-vs train {source}), or give --black-box RUN."
+        )
     print(f"The row with its provenance: {asked.run}/evaluation.json")
     return 0
 
@@ -169,7 +179,6 @@ def compact(words: list[str]) -> int:
     path = asked.run / "network.safetensors" if asked.run.is_dir() else asked.run
     network = serialization.load(path)
     small = make_small(network)
-    small.card = {k: v for k, v in network.card.items() if k != "original_units"}  # type: ignore[union-attr, assignment]
     saved = serialization.save(small, asked.out or path.with_name("compact.safetensors"))
     before, after = (sum(p.numel() for p in n.parameters()) for n in (network, small))
     print(f"{saved}: {after:,} of {before:,} parameters")
@@ -180,12 +189,12 @@ def cost(words: list[str]) -> int:
     """anp-vs cost RUN_OR_MODEL."""
     from anp_vs import serialization
     from anp_vs.evaluation.cost import cost as measure
-    from anp_vs.networks import build
+    from anp_vs.networks import NETWORKS, build
 
     asked = tyro.cli(CostCommand, args=words, prog="anp-vs cost")
     network = serialization.load(serialization.locate(asked.network))
-    card = network.card
-    full = build(card["architecture"], card["logits"]) if card["architecture"] in recipes.NETWORKS else None  # type: ignore[index]
+    card = serialization.card_of(network)
+    full = build(card["architecture"], card["logits"]) if card["architecture"] in NETWORKS else None
     figures = measure(network, latency=asked.latency, against=full)
     print(json.dumps(figures.as_dict(), indent=2))
     return 0

@@ -11,7 +11,7 @@ from rich.console import Console
 from anp_vs import recipes, serialization
 from anp_vs.data import load as load_data
 from anp_vs.evaluation.row import evaluate_run
-from anp_vs.report.tables import beside_published
+from anp_vs.report.tables import show
 from anp_vs.training.run import train
 from anp_vs.training.run_directory import RunDirectory
 
@@ -29,7 +29,9 @@ def run(root: Path) -> int:
     """
     began = time.monotonic()
     console = Console(highlight=False, soft_wrap=True)
-    console.print("1,797 handwritten digits of scikit-learn, LeNet-5-Caffe, attack eps 0.2; every figure on the test set.")
+    console.print(
+        "1,797 handwritten digits of scikit-learn, LeNet-5-Caffe, attack eps 0.1; every figure on the test set."
+    )
     for name in ("digits/black-box-source", *ROWS):
         train(name, out=RunDirectory.default(recipes.RECIPES[name], root))
     rows = [evaluate_run(RunDirectory.default(recipes.RECIPES[name], root), progress=False) for name in ROWS]
@@ -39,9 +41,9 @@ def run(root: Path) -> int:
     with torch.no_grad():
         difference = float((gated(images) - small(images)).abs().max())
     console.print()
-    console.print(beside_published(rows))
-    full = sum(p.numel() for p in serialization.load(RunDirectory.default(recipes.RECIPES["digits/at"], root).network).parameters())
-    left = sum(p.numel() for p in small.parameters())
+    show(rows)
+    at = serialization.load(RunDirectory.default(recipes.RECIPES["digits/at"], root) / "network.safetensors")
+    full, left = (sum(parameter.numel() for parameter in network.parameters()) for network in (at, small))
     console.print(
         f"\nThe compact ANP-VS network has {left:,} of {full:,} parameters; its logits differ from the gated network's by "
         f"at most {difference:.1e}.\nRun directory: {path}\nIts row: {path}/evaluation.json   its network: "

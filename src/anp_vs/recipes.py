@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,8 +14,39 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from anp_vs.errors import InputError
-from anp_vs.methods import ANP, ANPVS, AT, ATVS, BP, METHODS, AnyMethod, Standard
+from anp_vs.methods import (
+    ADMM,
+    ANP,
+    ANPVS,
+    AT,
+    ATBNN,
+    ATVS,
+    BP,
+    METHODS,
+    TRADES,
+    AnyMethod,
+    PretrainedAT,
+    Standard,
+)
 from anp_vs.networks import NETWORKS
+
+
+LARGEST = 1_000_000
+"""Largest count (epochs, steps, ...) a recipe may hold: more is a slip of the pen."""
+LARGEST_FILE = 100_000
+"""Bytes of the largest YAML recipe that is read; a real one has 1,500."""
+NAME = re.compile(r"(?=.{1,200}\Z)[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9][\w.+-]*)*")
+"""Names of recipes: a relative path that cannot lead out of its folder."""
+
+
+def shown(value: object) -> str:
+    """A value a stranger gave, short enough for a message however it is nested."""
+    return SHORT.repr(value)
+
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 120
+SHORT.maxlevel = 3
 
 
 @dataclass(frozen=True)
@@ -32,11 +65,15 @@ class Attack:
 
     def __post_init__(self) -> None:
         if not 0 <= self.eps <= 1:
-            raise InputError(f"eps is {self.eps}; it must lie in [0, 1], in units of pixels in [0, 1] (8/255 = 0.0314).")
-        if not self.step > 0:
-            raise InputError(f"The attack's step is {self.step}; it must be positive.")
-        if self.steps < 1:
-            raise InputError(f"The attack has {self.steps} steps; it needs at least 1.")
+            raise InputError(
+                f"eps is {self.eps}; it must lie in [0, 1], in units of pixels in [0, 1] (8/255 = 0.0314)."
+            )
+        if not 0 < self.step <= 1:
+            raise InputError(
+                f"The attack's step is {self.step}; it must lie in (0, 1], in the same units as eps."
+            )
+        if not 1 <= self.steps <= LARGEST:
+            raise InputError(f"The attack has {self.steps} steps; it needs 1 to {LARGEST:,}.")
 
 
 @dataclass(frozen=True)
@@ -104,27 +141,42 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise InputError(
+                f"name is {shown(self.name)}; the run directory is called after it, so it must be letters, digits and any "
+                f"of _ . + - in parts divided by /, each beginning with a letter or digit, and at most 200 of them."
+            )
         for name in ("epochs", "batch_size", "restarts"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise InputError(f"{name} is {shown(getattr(self, name))}; it must lie in 1 to {LARGEST:,}.")
         for name in ("lr", "gate_lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} is {getattr(self, name)}; it must be positive and finite.")
         for name in ("eps_warmup", "decide_at"):
             if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it is a share of training and must lie in [0, 1].")
+                raise InputError(
+                    f"{name} is {getattr(self, name)}; it is a share of training and must lie in [0, 1]."
+                )
         if not 0 <= self.average < 1:
             raise InputError(f"average is {self.average}; a decay must lie in [0, 1), such as 0.999.")
         if self.target_sparsity is not None and not 0 < self.target_sparsity < 100:
-            raise InputError(f"target_sparsity is {self.target_sparsity}; it must lie between 0 and 100 percent.")
-        if self.weight_decay < 0 or self.remove_after < 0:
-            raise InputError("weight_decay and remove_after must not be negative.")
+            raise InputError(
+                f"target_sparsity is {self.target_sparsity}; it must lie between 0 and 100 percent."
+            )
+        if not 0 <= self.weight_decay < float("inf"):
+            raise InputError(f"weight_decay is {self.weight_decay}; it must be finite and not negative.")
+        if not 0 <= self.remove_after <= LARGEST:
+            raise InputError(
+                f"remove_after is {shown(self.remove_after)}; it must lie in 0 (never) to {LARGEST:,} steps."
+            )
         if any(not 0 <= m <= 1 for m in self.milestones):
             raise InputError(f"milestones are {self.milestones}; each is a share of training in [0, 1].")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}; it must lie in [0, 2^32).")
         if self.network not in NETWORKS:
-            raise InputError(f"Unknown network {self.network!r}; choose one of {', '.join(sorted(NETWORKS))}.")
+            raise InputError(
+                f"Unknown network {self.network!r}; choose one of {', '.join(sorted(NETWORKS))}."
+            )
 
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
@@ -134,15 +186,32 @@ def _read(kind: type, values: Mapping[str, Any], where: str) -> Any:
     """Build a frozen dataclass from plain values: unknown fields and wrong types are refused by name."""
     known = {f.name for f in dataclasses.fields(kind)}
     if unknown := sorted(set(map(str, values)) - known):
-        raise InputError(f"{where} has no field {unknown[0]!r}; its fields are {', '.join(sorted(known))}.")
+        raise InputError(
+            f"{where} has no field {shown(unknown[0])}; its fields are {', '.join(sorted(known))}."
+        )
+    for f in dataclasses.fields(kind):  # Python counts True as 1, a person does not
+        given = values.get(f.name)
+        if f.type != "bool" and any(
+            isinstance(v, bool) for v in (given if isinstance(given, list | tuple) else [given])
+        ):
+            raise InputError(f"{where}: {f.name} is {shown(given)}; give {f.type} instead.")
     if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind, config=None if dataclasses.is_dataclass(kind) else ConfigDict(extra="forbid"))
+        _ADAPTERS[kind] = TypeAdapter(
+            kind, config=None if dataclasses.is_dataclass(kind) else ConfigDict(extra="forbid")
+        )
     try:
         return _ADAPTERS[kind].validate_python(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False)[0]
+        own = first.get("ctx", {}).get("error")
+        if isinstance(own, InputError):
+            raise InputError(f"{where}: {own}") from None
         place = ".".join(str(p) for p in first["loc"] if isinstance(p, str))
-        raise InputError(f"{where}: {place or 'value'} is {first.get('input')!r}: {first['msg']}.") from None
+        raise InputError(
+            f"{where}: {place or 'value'} is {shown(first.get('input'))}: {first['msg']}."
+        ) from None
+    except (OverflowError, RecursionError) as error:
+        raise InputError(f"{where} holds a value that is out of all bounds: {error}.") from None
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -163,14 +232,18 @@ def from_dict(values: Mapping[str, Any], where: str = "The recipe") -> Recipe:
         raise InputError(f"{where} is not a mapping of fields to values but {type(values).__name__}.")
     plain = dict(values)
     method = plain.get("method")
-    if not isinstance(method, Mapping) or method.get("name") not in METHODS:
-        raise InputError(f"{where}: method must hold a name, one of {', '.join(METHODS)}; got {method!r}.")
+    if not isinstance(method, Mapping) or str(method.get("name")) not in METHODS:
+        raise InputError(
+            f"{where}: method must hold a name, one of {', '.join(METHODS)}; got {shown(method)}."
+        )
     kind = METHODS[str(method["name"])]
-    plain["method"] = _read(kind, {k: v for k, v in method.items() if k != "name"}, f"Method {method['name']}")
+    plain["method"] = _read(
+        kind, {k: v for k, v in method.items() if k != "name"}, f"Method {method['name']}"
+    )
     for name in ("attack", "test_attack"):
         if name in plain:
             if not isinstance(plain[name], Mapping):
-                raise InputError(f"{where}: {name} must hold eps, step and steps; got {plain[name]!r}.")
+                raise InputError(f"{where}: {name} must hold eps, step and steps; got {shown(plain[name])}.")
             plain[name] = _read(Attack, plain[name], f"{where}: {name}")
     recipe: Recipe = _read(Recipe, plain, where)
     return recipe
@@ -207,10 +280,26 @@ def load(path: Path) -> Recipe:
         InputError: the file is missing, is not YAML, or holds something else than a recipe.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a YAML recipe: {error}.") from error
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise ValueError(f"it is larger than {LARGEST_FILE:,} bytes")
+        values = yaml.safe_load(content.decode("utf-8"))
+    # PyYAML lets lookups fail on tags with odd values, `!!int ""` or `!!bool x`.
+    except (
+        OSError,
+        ValueError,
+        yaml.YAMLError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{path} cannot be read as a YAML recipe: {reason}. Compare it with a run's recipe.yaml."
+        ) from error
     return from_dict(values, str(path))
 
 
@@ -237,29 +326,52 @@ def find(recipe: str | Path | Recipe) -> Recipe:
 PAPER = "Madaan, Shin, Hwang, ICML 2020"
 
 
-def _rows(table: str, base: Recipe, *, beta: float, lambda_: float, source_epochs: int | None = None) -> dict[str, Recipe]:
-    """The rows of one table: each differs from the base in its method and its start."""
-    anp_start = f"{table}/standard"
-    rows: dict[str, tuple[AnyMethod, str | None]] = {
-        "standard": (Standard(), None),
-        "bp": (BP(), anp_start),
-        "at": (AT(), None),
-        "at-vs": (ATVS(lambda_=lambda_), None),
-        "anp": (ANP(beta=beta), anp_start),
-        "anp-vs": (ANPVS(beta=beta, lambda_=lambda_), anp_start),
-    }
+def _rows(
+    table: str,
+    base: Recipe,
+    methods: Mapping[str, AnyMethod],
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Recipe]:
+    """The rows of one table: each differs from the base in its method, its start, and the changes named for it."""
+    starts = {
+        "bp": "standard", "anp": "standard", "anp-vs": "standard", "admm": "at", "pretrained-at": "pretraining"
+    }  # fmt: skip
     black_box = f"{table}/black-box-source"
-    recipes = {
-        f"{table}/{row}": replace(base, name=f"{table}/{row}", method=method, start=start, black_box=black_box)
-        for row, (method, start) in rows.items()
-    }
+    recipes = {}
+    for row, method in methods.items():
+        start = f"{table}/{starts[row]}" if row in starts else None
+        recipe = replace(base, name=f"{table}/{row}", method=method, start=start, black_box=black_box)
+        recipes[recipe.name] = replace(recipe, **(changes or {}).get(row, {}))
     # The source of black-box attacks is a network nobody else uses: the same AT, another seed.
-    recipes[black_box] = replace(base, name=black_box, method=AT(), seed=1_000_003)
+    source = replace(base, name=black_box, method=methods["at"], seed=1_000_003)
+    recipes[black_box] = replace(source, **(changes or {}).get("black-box-source", {}))
     return recipes
 
 
+def _methods(beta: float, lambda_: float, *, vgg: bool = False, **kept: AnyMethod) -> dict[str, AnyMethod]:
+    """The methods of a published table, by row, with each release's hyper-parameters; `kept` replaces some."""
+    rows: dict[str, AnyMethod] = {
+        "standard": Standard(),
+        "bp": BP(),
+        "at": AT(),
+        "at-bnn": ATBNN(prior_sigma=0.1, initial_rho=-5.0) if vgg else ATBNN(),
+        "pretraining": AT(),
+        "pretrained-at": PretrainedAT(),
+        "admm": ADMM(sparsity_percent=75.0 if vgg else 80.0),
+        "trades": TRADES(beta=6.0 if vgg else 1.0),
+        "at-vs": ATVS(lambda_=lambda_),
+        "anp": ANP(beta=beta),
+        "anp-vs": ANPVS(beta=beta, lambda_=lambda_),
+    }
+    return rows | {name.replace("_", "-"): method for name, method in kept.items()}
+
+
 MNIST = Recipe(
-    name="mnist", source=f"{PAPER}, section 5 and released code", data="mnist", network="lenet5-caffe", method=AT()
+    name="mnist",
+    source=f"{PAPER}, section 5 and released code",
+    data="mnist",
+    network="lenet5-caffe",
+    method=AT(),
 )
 CIFAR10 = replace(
     MNIST, name="cifar10", data="cifar10", network="vgg16", attack=Attack(0.03, 0.007, 10),
@@ -267,23 +379,46 @@ CIFAR10 = replace(
 )  # fmt: skip
 CIFAR100 = replace(CIFAR10, name="cifar100", data="cifar100")
 DIGITS = replace(
-    MNIST, name="digits", source="the demo: scikit-learn's 1,797 digits, minutes on a laptop", data="digits",
-    attack=Attack(0.2, 0.05, 7), test_attack=Attack(0.2, 0.01, 40), epochs=60, batch_size=100, lr=2e-3, gate_lr=0.05,
-    schedule="cosine", eps_warmup=0.2, decide_at=0.5, remove_after=20, average=0.98,
+    MNIST, name="digits", source="the demo: scikit-learn's 1,797 digits, a minute or two on two cores", data="digits",
+    attack=Attack(0.1, 0.04, 4), test_attack=Attack(0.1, 0.005, 40), restarts=1, epochs=26, batch_size=100, lr=3e-3, gate_lr=0.1,
+    schedule="cosine", eps_warmup=0.3, decide_at=0.5, target_sparsity=62.0, remove_after=20, average=0.98,
 )  # fmt: skip
-DIGITS_BETA = 0.08
-"""The KL term is divided by the 1,200 training images, a fiftieth of MNIST's: so is its weight."""
 MNIST_CPU = replace(
-    MNIST, name="mnist-cpu", source="reduced from the paper's recipe to fit two CPU cores; chosen on the validation split",
+    MNIST, name="mnist-cpu", source="fits two CPU cores: fewer and larger steps; chosen on the validation split",
     attack=Attack(0.3, 0.075, 7), epochs=14, batch_size=128, lr=2e-3, gate_lr=0.1, schedule="cosine", eps_warmup=0.15,
-    decide_at=0.5, remove_after=100, average=0.999,
+    decide_at=0.4, target_sparsity=84.3, remove_after=100, average=0.999,
 )  # fmt: skip
 
+FINE_TUNING = {"epochs": 20, "lr": 1e-4}
+"""Of an adversarially pre-trained network: a tenth of the epochs at a tenth of the learning rate."""
+
 RECIPES: dict[str, Recipe] = {
-    **_rows("mnist", MNIST, beta=4.0, lambda_=1e-3),
-    **_rows("cifar10", CIFAR10, beta=2.0, lambda_=1e-4),
-    **_rows("cifar100", CIFAR100, beta=1.0, lambda_=1e-1),
-    **_rows("digits", DIGITS, beta=DIGITS_BETA, lambda_=1e-3),
-    **_rows("mnist-cpu", MNIST_CPU, beta=4.0, lambda_=1e-3),
-}
+    **_rows("mnist", MNIST, _methods(4.0, 1e-3), {"pretraining": {"data": "digits"}, "pretrained-at": FINE_TUNING}),
+    **_rows(
+        "cifar10", CIFAR10, _methods(2.0, 1e-4, vgg=True),
+        {"pretraining": {"data": "cifar100"}, "pretrained-at": FINE_TUNING},
+    ),
+    **_rows(
+        "cifar100", CIFAR100, _methods(1.0, 1e-1, vgg=True),
+        {"pretraining": {"data": "cifar10"}, "pretrained-at": FINE_TUNING},
+    ),
+    # The KL term is divided by the number of training images, on digits a fiftieth of MNIST's: so is its weight.
+    **_rows(
+        "digits", DIGITS,
+        {
+            "standard": Standard(), "bp": BP(beta=0.5), "at": AT(), "at-vs": ATVS(), "trades": TRADES(beta=4.0),
+            "anp": ANP(beta=0.5), "anp-vs": ANPVS(beta=0.5, adversarial_loss="trades", robust_weight=4.0),
+        },
+        {"standard": {"epochs": 10}, "black-box-source": {"epochs": 16}},
+    ),
+    **_rows(
+        "mnist-cpu", MNIST_CPU,
+        _methods(12.0, 1e-3, bp=BP(beta=12.0)),
+        {
+            "standard": {"epochs": 3}, "bp": {"epochs": 6}, "at": {"epochs": 8}, "black-box-source": {"epochs": 6},
+            "trades": {"epochs": 8}, "at-bnn": {"epochs": 8}, "admm": {"epochs": 6}, "at-vs": {"epochs": 8},
+            "pretraining": {"data": "digits", "epochs": 40}, "pretrained-at": {"epochs": 4, "lr": 3e-4},
+        },
+    ),
+}  # fmt: skip
 """Every recipe by name: TABLE/ROW."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,19 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from anp_vs import recipes
 from anp_vs.errors import InputError, RunError
 from anp_vs.networks import NETWORKS, build
+from anp_vs.networks.bayesian import bayesian_layers, make_bayesian
 from anp_vs.provenance import versions
-from anp_vs.pruning.compact import resize
+from anp_vs.pruning.compact import example_for, resize
 from anp_vs.pruning.gate import gates
 from anp_vs.pruning.insertion import insert_gates
+from anp_vs.recipes import shown
 from anp_vs.training.checkpoint import write_atomically
 
 CARD_FORMAT = 1
+LARGEST_CARD = 10_000_000
+"""Bytes of the largest card that is read; a real one has a few thousand."""
 
 
 def architecture(network: nn.Module) -> str:
@@ -52,15 +56,17 @@ def save(network: nn.Module, path: str | Path, **facts: Any) -> Path:
     path = Path(path)
     path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    kept: dict[str, Any] = getattr(network, "card", {})
+    kept = card_of(network)
     content = save_tensors(_unshared(state))
+    bayesian = list(bayesian_layers(network).values())
     card = {
-        **{k: v for k, v in kept.items() if k not in ("format", "versions")},
+        **kept,
         **facts,
         "format": CARD_FORMAT,
         "architecture": architecture(network),
         "logits": _logits(network, state),
         "original_units": {name: gate.original_units for name, gate in gates(network).items()},
+        **({"prior_sigma": bayesian[0].prior_sigma} if bayesian else {}),
         "parameters": sum(p.numel() for p in network.parameters()),
         "sha256": hashlib.sha256(content).hexdigest(),
         "versions": versions(),
@@ -68,7 +74,9 @@ def save(network: nn.Module, path: str | Path, **facts: Any) -> Path:
     try:
         text = json.dumps(card, indent=2)
     except TypeError as error:
-        raise InputError(f"The card can only hold plain values (numbers, strings, lists, mappings): {error}.") from None
+        raise InputError(
+            f"The card can only hold plain values (numbers, strings, lists, mappings): {error}."
+        ) from None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -76,6 +84,12 @@ def save(network: nn.Module, path: str | Path, **facts: Any) -> Path:
     write_atomically(path, content)
     write_atomically(path.with_suffix(".json"), text.encode())
     return path
+
+
+def card_of(network: nn.Module) -> dict[str, Any]:
+    """The card a network was loaded with; empty for one that was not."""
+    card: dict[str, Any] = getattr(network, "card", {})
+    return card
 
 
 def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -117,7 +131,9 @@ def locate(path_or_name: str | Path) -> Path:
         for name in ("compact.safetensors", "network.safetensors"):
             if (path / name).exists():
                 return path / name
-        raise RunError(f"The run directory {path} holds no network yet; finish its training: anp-vs train {path}.")
+        raise RunError(
+            f"The run directory {path} holds no network yet; finish its training: anp-vs train {path}."
+        )
     for candidate in (path, path.with_name(path.name + ".safetensors")):
         if candidate.is_file() and candidate.suffix == ".safetensors":
             return candidate
@@ -138,12 +154,21 @@ def read_card(path: Path) -> dict[str, Any]:
     """
     card_path = path.with_suffix(".json")
     try:
-        card = json.loads(card_path.read_text(encoding="utf-8"))
+        with card_path.open("rb") as file:
+            content = file.read(LARGEST_CARD + 1)
+        if len(content) > LARGEST_CARD:
+            raise ValueError(f"it is larger than {LARGEST_CARD:,} bytes")
+        card = json.loads(content.decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"The card {card_path} cannot be read: {error}. Copy it together with its .safetensors file.") from error
+        raise RunError(
+            f"The card {card_path} cannot be read: {error}. Copy it together with its .safetensors file."
+        ) from error
     if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
         found = card.get("format") if isinstance(card, dict) else type(card).__name__
-        raise RunError(f"The card {card_path} has format {found!r}; this version reads {CARD_FORMAT}. Update anp-vs.")
+        raise RunError(
+            f"The card {card_path} has format {shown(found)}; this version reads {CARD_FORMAT}. Update anp-vs, "
+            f"or give the card that was saved with the network."
+        )
     return card
 
 
@@ -161,33 +186,67 @@ def load(path_or_name: str | Path, network: nn.Module | None = None) -> nn.Modul
     path = locate(path_or_name)
     card = read_card(path)
     state = read_tensors(path, card)
-    name, logits = card.get("architecture"), card.get("logits")
+    built_in = network is None
     if network is None:
-        if name not in NETWORKS or not isinstance(logits, int):
-            raise InputError(
-                f"{path} holds a network of class {name!r}, which is not built in; give a fresh one: "
-                f"load(path, network=YourClass())."
-            )
-        network = _prepared(build(name, logits), card, path)
-    original = card.get("original_units") or {}
-    if original and not gates(network):
-        insert_gates(network)
-    resize(network, state)
-    for place, gate in gates(network).items():
-        gate.original_units = int(original.get(place, gate.units))
+        network = _built(card, state, path)
     try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit {type(network).__name__}: {error}.") from None
+        _fit(network, state, _original_units(card, path))
+        if built_in:  # what a stranger's file holds may fit by name and still compute nothing
+            with torch.no_grad():
+                logits = network.eval()(example_for(network))
+            if logits.shape != (2, card["logits"]):
+                raise ValueError(f"its logits have shape {tuple(logits.shape)}")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise InputError(f"{path} does not fit {type(network).__name__}: {reason}.") from error
     network.card = card  # type: ignore[assignment]
     return network.eval()
 
 
-def _prepared(network: nn.Module, card: dict[str, Any], path: Path) -> nn.Module:
-    """The layers that the card's training method gives a network (a Bayesian one's, say)."""
-    if card.get("recipe") is None:
-        return network
-    return recipes.from_dict(card["recipe"], f"The recipe in the card of {path}").method.prepare(network)
+def _built(card: dict[str, Any], state: dict[str, Tensor], path: Path) -> nn.Module:
+    """The built-in network that a card names, full-size; with Bayesian layers where the state holds theirs."""
+    name, logits = card.get("architecture"), card.get("logits")
+    if not isinstance(name, str) or name not in NETWORKS:
+        raise InputError(
+            f"{path} holds a network of class {shown(name)}, which is not built in; give a fresh one: "
+            f"load(path, network=YourClass())."
+        )
+    # The number is a stranger's: memory is only taken for as many logits as the file has weights for.
+    rows = {len(value) for value in state.values() if value.dim() > 1 and value.numel()}
+    if isinstance(logits, bool) or not isinstance(logits, int) or logits not in rows:
+        raise RunError(
+            f"The card of {path} says {shown(logits)} logits, which its tensors do not have. Copy both again."
+        )
+    network = build(name, logits)
+    if any(entry.endswith("weight_rho") for entry in state):
+        sigma = card.get("prior_sigma", 1.0)
+        if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 < sigma < math.inf:
+            raise RunError(f"The card of {path} says prior_sigma {shown(sigma)}; it must be positive.")
+        make_bayesian(network, float(sigma), 0.0)
+    return network
+
+
+def _original_units(card: dict[str, Any], path: Path) -> dict[str, int]:
+    """How many units each gate had before any left the network, checked."""
+    units = card.get("original_units") or {}
+    if isinstance(units, dict) and all(
+        isinstance(count, int) and not isinstance(count, bool) and 0 < count < 2**31
+        for count in units.values()
+    ):
+        return units
+    raise RunError(f"The card of {path} says original_units {shown(units)}; it holds whole numbers by gate.")
+
+
+def _fit(network: nn.Module, state: dict[str, Tensor], original: dict[str, int]) -> None:
+    """Give a network the shapes and values of a saved one."""
+    if original and not gates(network):
+        insert_gates(network)
+    resize(network, state)
+    for place, gate in gates(network).items():
+        gate.original_units = max(original.get(place, 0), gate.units)
+    network.load_state_dict(state)
 
 
 def read_tensors(path: Path, card: dict[str, Any]) -> dict[str, Tensor]:
@@ -196,11 +255,18 @@ def read_tensors(path: Path, card: dict[str, Any]) -> dict[str, Tensor]:
     Raises:
         RunError: the file is damaged or belongs to another card.
     """
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}.") from error
     if hashlib.sha256(content).hexdigest() != card.get("sha256"):
-        raise RunError(f"{path} is damaged or belongs to another card: its checksum differs. Copy both files again.")
+        raise RunError(
+            f"{path} is damaged or belongs to another card: its checksum differs. Copy both files again."
+        )
     try:
         state: dict[str, Tensor] = load_tensors(content)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise RunError(f"{path} is not a safetensors file: {error}.") from error
+    # The reader's own error, and what torch says about types and shapes that it does not take.
+    except (safetensors.SafetensorError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
+            ValueError) as error:  # fmt: skip
+        raise RunError(f"{path} is not a safetensors file: {error}. Copy both files again.") from error
     return {name: torch.as_tensor(value) for name, value in state.items()}

@@ -14,6 +14,7 @@ from anp_vs.evaluation import cost, published_cost
 from anp_vs.evaluation.robustness import COLUMNS, Evaluation, evaluate
 from anp_vs.evaluation.vulnerability import vulnerability
 from anp_vs.networks import build
+from anp_vs.networks.bayesian import make_bayesian
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates
 from anp_vs.pruning.insertion import insert_gates
@@ -310,3 +311,16 @@ def test_the_released_codes_protocol_is_labelled_and_attacks_what_it_standardise
     with torch.no_grad():
         assert row["clean_accuracy"] == percent(network[1](shown).argmax(1) == labels)
         assert row["white_box_accuracy"] == percent(network[1](attacked).argmax(1) == labels)
+
+
+def test_a_bayesian_network_is_seen_to_be_random_and_priced_as_published() -> None:
+    network = make_bayesian(build("lenet5-caffe"), 1.0, -3.0)
+    pair = (torch.rand(6, 1, 28, 28), torch.arange(6))
+    with pytest.raises(InputError, match="draws"):
+        run(network, pair)
+    row = run(network, pair, draws=2, steps=1, restarts=1)
+    assert (row["random"], row["memory_percent"], row["flops_reduction"]) == (True, 200.0, 0.5)
+    assert row["parameters"] == 2 * 431_080
+    # Both passes draw the same weights, so a perturbation of nothing moves nothing.
+    assert run(network, pair, draws=2, steps=1, restarts=1, eps=0.0)["white_box_vulnerability"] == 0.0
+    assert row["white_box_vulnerability"] > 0

@@ -104,7 +104,9 @@ def test_one_half_of_the_closed_form_at_b_equal_one() -> None:
 def test_gradients_are_finite_differences() -> None:
     """In float64, away from the clips' kinks."""
     a_uc, b_uc = torch.meshgrid(
-        torch.tensor([-9.0, -3.0, -1.0, 0.5, 4.0]), torch.tensor([-6.0, -1.0, 0.5413, 8.0, 40.0]), indexing="ij"
+        torch.tensor([-9.0, -3.0, -1.0, 0.5, 4.0]),
+        torch.tensor([-6.0, -1.0, 0.5413, 8.0, 40.0]),
+        indexing="ij",
     )
     gate = gate_of(a_uc.flatten().double(), b_uc.flatten().double())
 

@@ -135,6 +135,8 @@ def autoattack(
             None if resume is None else Path(resume), settings, ensemble.images, labels, logits
         )
         for number, name in enumerate(names):
+            if number < state.attack:
+                continue  # finished before the interruption
             state.begin(number)
             attack = functools.partial(run[name], eps=eps, norm=norm)
             for done in ensemble.attack(state, name, attack):

@@ -52,7 +52,7 @@ def targeted_dlr(targets: Tensor) -> Loss:
     """Targeted difference of logits ratio, (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2), t the targets (N).
 
     Source: Croce & Hein 2020 (arXiv 2003.01690, section 4). With fewer than four classes there is no z_(4),
-    and over z_(1) - z_(3) the ratio is constant where t is the least likely, so the difference itself is used.
+    and over z_(1) - z_(3) the ratio is constant for the least likely t: then the difference itself is used.
     """
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class State:
     @property
     def accuracy(self) -> float:
         """Robust accuracy so far, in [0, 1]."""
-        return 1.0 - float(self.wrong.double().mean())
+        return float((~self.wrong).double().mean())
 
     @classmethod
     def open(

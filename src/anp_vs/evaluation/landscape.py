@@ -178,9 +178,9 @@ def loss_surface(
     with frozen(network):
         gradient = input_gradient(network, images, labels, ce)
         noise = torch.randn(images.shape, generator=generator).to(images)
-        # Steps of unit length from the middle of the box, so that none is cut where a pixel is 0 or 1.
+        # Half steps from the middle of the box, so that none is cut at 0 or 1; then doubled.
         middle = torch.full_like(images, 0.5)
-        ahead, aside = (geometry.step(middle, d, 1.0, norm) - middle for d in (gradient, noise))
+        ahead, aside = (2 * (geometry.step(middle, d, 0.5, norm) - middle) for d in (gradient, noise))
         loss, right = torch.zeros(points, points), torch.zeros(points, points)
         with torch.no_grad():
             for row, i in enumerate(positions):

@@ -55,14 +55,17 @@ class Diagnosis:
     def verdict(self) -> str:
         """The verdict and its reasons, as text of several lines."""
         seen = [sign for sign in self.signs if sign.suspicious]
-        head = (
-            f"Signs of masked gradients ({len(seen)} of {len(self.signs)} checks): the robust accuracy is "
-            f"not to be trusted."
-            if seen
-            else f"No sign of masked gradients in {len(self.signs)} checks on {self.images} images."
-        )
-        ordered = [*seen, *(sign for sign in self.signs if not sign.suspicious)]
-        return "\n".join([head, *(f"  {'!' if s.suspicious else '-'} {s.name}: {s.reason}" for s in ordered)])
+        fine = [sign for sign in self.signs if sign.made and not sign.suspicious]
+        left_out = [sign for sign in self.signs if not sign.made]
+        made = len(seen) + len(fine)
+        if seen:
+            head = (
+                f"Signs of masked gradients ({len(seen)} of {made} checks): do not trust the robust accuracy."
+            )
+        else:
+            head = f"No sign of masked gradients in {made} checks on {self.images} images."
+        marked = [("!", seen), ("-", fine), ("?", left_out)]
+        return "\n".join([head, *(f"  {mark} {s.name}: {s.reason}" for mark, signs in marked for s in signs)])
 
     def as_dict(self) -> dict[str, Any]:
         """Everything by name, ready for JSON."""

@@ -89,7 +89,7 @@ def evaluate_run(
         "dataset": recipe.data, "network": recipe.network, "method": recipe.method.name, "row": row, "recipe": recipe.name,
         "table": table, "run_seed": recipe.seed, "recipe_values": recipes.to_dict(recipe),
         "black_box_source": str(source) if source else None,
-        "train_seconds": getattr(full, "card", {}).get("train_seconds"),
+        "train_seconds": serialization.card_of(full).get("train_seconds"),
     }  # fmt: skip
     line = {**facts, **dict(result), "evaluation_seed": result["seed"], "seed": recipe.seed, **provenance()}
     name = "evaluation.json" if protocol == "pixel-space" else f"evaluation-{protocol}.json"

@@ -35,11 +35,13 @@ class Sign:
         name: of the check.
         suspicious: whether the network does it.
         reason: what was found, with figures, in one sentence.
+        made: whether the check could be made at all; if not, the reason says why.
     """
 
     name: str
     suspicious: bool
     reason: str
+    made: bool = True
 
 
 class Checks:
@@ -86,7 +88,7 @@ class Checks:
         name = "white box is not weaker than black box"
         if self.source is None:
             return Sign(
-                name, False, "no source network was given, so there was no transfer attack to compare with."
+                name, False, "not checked: no source network to make black-box images on.", made=False
             )
         black = self.sample.accuracy(self.sample.attacked(self.budget, by=self.source, name="black-box"))
         said = f"white-box accuracy {self.white:.2f} %, black-box {black:.2f} %."

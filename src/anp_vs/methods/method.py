@@ -101,7 +101,9 @@ class Method:
         try:
             network.load_state_dict(dict(start))
         except RuntimeError as error:
-            raise InputError(f"The weights to start from do not fit {type(network).__name__}: {error}.") from None
+            raise InputError(
+                f"The weights to start from do not fit {type(network).__name__}: {error}."
+            ) from None
         return []
 
     def prepare(self, network: nn.Module) -> nn.Module:

@@ -104,7 +104,9 @@ def compact(network: nn.Module, example: Tensor | None = None) -> nn.Module:
         for module in small.modules():  # what was not sliced is still shared
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    module._parameters[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                    module._parameters[name] = nn.Parameter(
+                        parameter.detach().clone(), parameter.requires_grad
+                    )
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = buffer.clone()
@@ -143,7 +145,12 @@ class Compactor:
             elif point.rule == "mix":
                 source = point.inputs[0]
                 scale = scales[source]
-                _slice(module, flow.kept[point], flow.kept[source], scale[flow.kept[source]] if scale is not None else None)
+                _slice(
+                    module,
+                    flow.kept[point],
+                    flow.kept[source],
+                    scale[flow.kept[source]] if scale is not None else None,
+                )
             elif point.rule in ("batchnorm", "depthwise"):
                 scale = scales[point.inputs[0]]
                 _slice(module, flow.kept[point], None, scale[flow.kept[point]] if scale is not None else None)
@@ -181,7 +188,10 @@ class Compactor:
                 if point.rule == "flatten":
                     scale = first.repeat_interleave(point.channels // first.numel())
                 elif point.rule == "cat":
-                    parts = [first.new_ones(s.channels) if i is None else i for i, s in zip(inputs, point.inputs, strict=True)]
+                    parts = [
+                        first.new_ones(s.channels) if i is None else i
+                        for i, s in zip(inputs, point.inputs, strict=True)
+                    ]
                     scale = torch.cat(parts)
                 else:
                     scale = first
@@ -195,7 +205,9 @@ def _passes(point: Point) -> bool:
         return True
     if point.rule != "channelwise":
         return isinstance(point.module, Gate) and point.rule == "gate"
-    return isinstance(point.module, HOMOGENEOUS) if point.module else point.node.target in HOMOGENEOUS_FUNCTIONS
+    return (
+        isinstance(point.module, HOMOGENEOUS) if point.module else point.node.target in HOMOGENEOUS_FUNCTIONS
+    )
 
 
 def _folds(point: Point) -> bool:
@@ -228,7 +240,9 @@ def open_gates(network: nn.Module, example: Tensor | None = None) -> None:
         example: images to trace with; by default made from `network.input_shape`.
     """
     compactor = Compactor(network, example_for(network) if example is None else example)
-    masks = {point.module: point.module.mask() for point in compactor.readers if isinstance(point.module, Gate)}
+    masks = {
+        point.module: point.module.mask() for point in compactor.readers if isinstance(point.module, Gate)
+    }
     flow = compactor.graph.flow({gate: (mask > 0).cpu() for gate, mask in masks.items()})
     ratios = {}
     for point, folds in compactor.readers.items():
@@ -359,7 +373,9 @@ def fit_attributes(module: nn.Module) -> None:
         module.num_features = module.num_features if shaped is None else shaped.numel()
 
 
-def resize(network: nn.Module, state: Mapping[str, Tensor], make: Callable[[], nn.Module] | None = None) -> nn.Module:
+def resize(
+    network: nn.Module, state: Mapping[str, Tensor], make: Callable[[], nn.Module] | None = None
+) -> nn.Module:
     """Give a freshly built network the shapes of a saved one, in place, so that `load_state_dict` fits.
 
     A gate's slot becomes a gate where the state holds one, a `Select` where one took its place.
@@ -372,7 +388,9 @@ def resize(network: nn.Module, state: Mapping[str, Tensor], make: Callable[[], n
         try:
             module = network.get_submodule(path)
         except AttributeError:
-            raise InputError(f"The saved network has {name!r}, but {type(network).__name__} has no such layer.") from None
+            raise InputError(
+                f"The saved network has {name!r}, but {type(network).__name__} has no such layer."
+            ) from None
         if leaf == "a_uc" and not isinstance(module, Gate):
             module = Gate(tensor.numel())
             replace(network, path, module)

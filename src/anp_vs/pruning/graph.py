@@ -52,7 +52,13 @@ HOMOGENEOUS_FUNCTIONS = {
 }  # fmt: skip
 ZERO_AT_ZERO_FUNCTIONS = {*HOMOGENEOUS_FUNCTIONS, functional.gelu, functional.silu, functional.hardswish,
                           functional.relu6, torch.tanh, functional.mish, "tanh"}  # fmt: skip
-CHANNELWISE_FUNCTIONS = {*ZERO_AT_ZERO_FUNCTIONS, torch.sigmoid, functional.sigmoid, functional.hardsigmoid, "sigmoid"}
+CHANNELWISE_FUNCTIONS = {
+    *ZERO_AT_ZERO_FUNCTIONS,
+    torch.sigmoid,
+    functional.sigmoid,
+    functional.hardsigmoid,
+    "sigmoid",
+}
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_", operator.sub, torch.sub, "sub"}
 PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 RESHAPES = {"view", "reshape", "flatten", torch.flatten, torch.reshape}
@@ -239,7 +245,9 @@ def _axis(point: Point) -> int:
         marker = moved.as_strided(source.shape, [int(i == source.axis) for i in range(len(source.shape))])
         args = [a for a in point.node.args[1:]]
         move: Callable[..., Tensor] = (
-            getattr(torch.Tensor, point.node.target) if isinstance(point.node.target, str) else point.node.target  # type: ignore[assignment]
+            getattr(torch.Tensor, point.node.target)
+            if isinstance(point.node.target, str)
+            else point.node.target  # type: ignore[assignment]
         )
         return move(marker, *args, **point.node.kwargs).stride().index(1)
     if point.rule in ("channelwise", "add", "mul", "gate", "cat") and source is not None:
@@ -266,7 +274,11 @@ def _zero(point: Point, sources: list[Channels], alive: dict[Gate, Channels]) ->
     if point.rule == "depthwise" and isinstance(point.module, Convolution) and point.module.bias is None:
         return sources[0]
     if point.rule == "channelwise":
-        known = isinstance(point.module, ZERO_AT_ZERO) if point.module else point.node.target in ZERO_AT_ZERO_FUNCTIONS
+        known = (
+            isinstance(point.module, ZERO_AT_ZERO)
+            if point.module
+            else point.node.target in ZERO_AT_ZERO_FUNCTIONS
+        )
         return sources[0] if known else none
     return none
 

@@ -48,7 +48,11 @@ class Twin:
                 if parameter is not None:
                     module._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
         for layer, norm in self.normalised:
-            fuse = fusion.fuse_linear_bn_eval if isinstance(twin.get_submodule(layer), nn.Linear) else fusion.fuse_conv_bn_eval
+            fuse = (
+                fusion.fuse_linear_bn_eval
+                if isinstance(twin.get_submodule(layer), nn.Linear)
+                else fusion.fuse_conv_bn_eval
+            )
             replace(twin, layer, fuse(twin.get_submodule(layer), twin.get_submodule(norm)))  # type: ignore[operator]
             replace(twin, norm, nn.Identity())
         for relu, pool in self.pooled:
@@ -89,7 +93,11 @@ def _normalisation_after(point: Point) -> Point | None:
     if point.rule not in ("mix", "depthwise") or len(point.users) != 1:
         return None
     user = point.users[0]
-    return user if user.rule == "batchnorm" and user.module is not None and user.module.running_mean is not None else None
+    return (
+        user
+        if user.rule == "batchnorm" and user.module is not None and user.module.running_mean is not None
+        else None
+    )
 
 
 def _pooling_after(point: Point) -> Point | None:

@@ -24,7 +24,7 @@ class Display:
 
     def __init__(self, recipe: Recipe, trainer: Trainer, *, quiet: bool = False) -> None:
         self.recipe, self.trainer, self.quiet = recipe, trainer, quiet
-        self.console = Console(file=sys.stderr, highlight=False)
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self.live = self.console.is_terminal and not quiet
         self.values: dict[str, Any] = {}
         self.progress = Progress(
@@ -43,7 +43,9 @@ class Display:
             self.say(f"{self.recipe.epochs} epochs of {self.trainer.steps_per_epoch} steps{resumed}")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.progress.stop()
 
     def say(self, message: str) -> None:
@@ -68,4 +70,6 @@ class Display:
             "clean_accuracy": "clean", "robust_accuracy": "robust", "train_robust_accuracy": "train robust",
             "train_accuracy": "train clean", "sparsity": "pruned",
         }  # fmt: skip
-        return "  ".join(f"{label} {self.values[key]:.1f} %" for key, label in names.items() if key in self.values)
+        return "  ".join(
+            f"{label} {self.values[key]:.1f} %" for key, label in names.items() if key in self.values
+        )

@@ -70,7 +70,11 @@ def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str =
         Stopped: a signal asked to stop; everything is saved.
     """
     chosen = recipes.find(recipe)
-    if out is None and Path(recipe if not isinstance(recipe, Recipe) else "").is_dir() and str(recipe) not in recipes.RECIPES:
+    if (
+        out is None
+        and Path(recipe if not isinstance(recipe, Recipe) else "").is_dir()
+        and str(recipe) not in recipes.RECIPES
+    ):
         out = Path(str(recipe)) if str(recipe) else None
     if overrides:
         chosen = recipes.override(chosen, overrides)
@@ -101,7 +105,9 @@ def _fabric(device: str) -> Fabric:
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device is {device!r}; choose auto, cpu or cuda.")
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("A GPU was asked for (device cuda), but PyTorch finds none here. Use device cpu or auto.")
+        raise InputError(
+            "A GPU was asked for (device cuda), but PyTorch finds none here. Use device cpu or auto."
+        )
     use = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     return Fabric(accelerator=use, devices=1)
 
@@ -113,7 +119,9 @@ def _start(recipe: Recipe, root: Path, device: str, quiet: bool) -> dict[str, Te
     place = Path(recipe.start)
     if recipe.start in recipes.RECIPES:
         before = recipes.RECIPES[recipe.start]
-        before = recipes.override(before, {"seed": recipe.seed, "data_root": recipe.data_root, "validation": recipe.validation})
+        before = recipes.override(
+            before, {"seed": recipe.seed, "data_root": recipe.data_root, "validation": recipe.validation}
+        )
         place = RunDirectory.default(before, root)
         train(before, out=place, device=device, quiet=quiet)
     network = serialization.locate(place / "network.safetensors" if place.is_dir() else place)

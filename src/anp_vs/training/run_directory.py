@@ -70,14 +70,22 @@ class RunDirectory:
 
     def _sweep(self) -> None:
         """Remove what processes that were killed while they saved have left behind."""
-        saved = (self.checkpoint, checkpoint.previous_of(self.checkpoint), self.recipe_file, self.network, self.compact)
+        saved = (
+            self.checkpoint,
+            checkpoint.previous_of(self.checkpoint),
+            self.recipe_file,
+            self.network,
+            self.compact,
+        )
         names = {name for path in saved for name in (path.name, path.with_suffix(".json").name)}
         for leftover in self.path.glob(".*.tmp"):
             if leftover.name[1:].rsplit(".", 2)[0] in names:
                 with contextlib.suppress(OSError):
                     leftover.unlink()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -122,7 +130,9 @@ class RunDirectory:
             RunError: there is none.
         """
         if not self.recipe_file.exists():
-            raise RunError(f"{self.path} is not a run directory: it has no recipe.yaml. Train one: anp-vs train RECIPE.")
+            raise RunError(
+                f"{self.path} is not a run directory: it has no recipe.yaml. Train one: anp-vs train RECIPE."
+            )
         try:
             return recipes.load(self.recipe_file)
         except InputError as error:
@@ -221,7 +231,11 @@ class MetricsLog:
         try:
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
         except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"The metrics {path} cannot be read: {error}. Bring back a copy, or move the file away.") from error
+            raise RunError(
+                f"The metrics {path} cannot be read: {error}. Bring back a copy, or move the file away."
+            ) from error
         if not all(isinstance(line, dict) for line in lines):
-            raise RunError(f"The metrics {path} hold a line that is not a JSON object. Bring back a copy, or move it away.")
+            raise RunError(
+                f"The metrics {path} hold a line that is not a JSON object. Bring back a copy, or move it away."
+            )
         return lines

@@ -1,0 +1,91 @@
+"""What was measured for the figures of a run, as JSON beside it: written whole, and of its present network only."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anp_vs import serialization
+from anp_vs.errors import RunError
+from anp_vs.provenance import provenance
+from anp_vs.training.checkpoint import write_atomically
+from anp_vs.training.run_directory import RunDirectory
+
+DIAGNOSIS = "diagnosis"
+"""Not a figure but a verdict, so its file lies beside the row: RUN/diagnosis.json. All others: RUN/figures/."""
+
+
+def place(run: Path, name: str) -> Path:
+    """The file that holds what was measured under this name."""
+    return run / f"{name}.json" if name == DIAGNOSIS else run / "figures" / f"{name}.json"
+
+
+def network_of(run: Path) -> str:
+    """What tells a run's trained network from any other: the checksum of its tensors.
+
+    Raises:
+        RunError: the run has no network yet, or its card is damaged.
+    """
+    return str(serialization.read_card(serialization.locate(RunDirectory(run).network))["sha256"])
+
+
+def keep(run: Path, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Write what was measured on the run's network, with all that is needed to check it.
+
+    Args:
+        run: the run directory.
+        name: of the figure.
+        values: plain data.
+
+    Returns:
+        What was written: the values, `network_sha256`, and the provenance.
+    """
+    written = {"network_sha256": network_of(run), **values, **provenance()}
+    path = place(run, name)
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path.parent} cannot be made: {error.strerror}. Make {run} writable.") from error
+    write_atomically(path, json.dumps(written).encode())
+    return written
+
+
+def kept(run: Path, name: str) -> dict[str, Any] | None:
+    """What was measured under this name, or None where it was not, or on another network than the present one.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    values = read_object(place(run, name))
+    return values if values is not None and values.get("network_sha256") == network_of(run) else None
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON file that holds an object; None when there is no such file.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged ({error}); delete it and measure again.") from error
+    if not isinstance(values, dict):
+        raise RunError(
+            f"{path} holds no JSON object but {type(values).__name__}; delete it and measure again."
+        )
+    return values
+
+
+def rounded(values: Any, digits: int = 4) -> Any:
+    """Nested lists of numbers to so many significant digits, which is plenty for a picture."""
+    if isinstance(values, list | tuple):
+        return [rounded(value, digits) for value in values]
+    if not isinstance(values, float) or not math.isfinite(values):
+        return values
+    return float(f"{values:.{digits}g}")

@@ -1,0 +1,220 @@
+"""Rows of the tables: runs that differ in their seed alone become one, with mean and spread, beside the published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any
+
+from anp_vs import recipes
+from anp_vs.report.runs import RunRecord
+from anp_vs.report.tables import published
+
+BETTER = {
+    "clean_accuracy": 1, "white_box_accuracy": 1, "white_box_accuracy_strongest": 1, "autoattack_accuracy": 1,
+    "black_box_accuracy": 1, "white_box_vulnerability": -1, "black_box_vulnerability": -1, "memory_percent": -1,
+    "flops_reduction": 1, "sparsity_percent": 1, "parameters": -1, "macs": -1,
+}  # fmt: skip
+"""Every column of a report's tables, and whether more (1) or less (-1) of it is better."""
+DECIMALS = {"white_box_vulnerability": 3, "black_box_vulnerability": 3, "parameters": 0, "macs": 0}
+CONDITIONS = ("protocol", "norm", "eps", "step", "steps", "restarts", "images", "reduction")
+"""What must be the same for two evaluations to stand in one table."""
+
+
+@dataclass
+class Cell:
+    """One figure of a row.
+
+    Attributes:
+        value: the mean, None where nothing was measured.
+        spread: standard deviation, None for a single figure.
+        note: said beneath it.
+        best: whether it is the best of its column.
+    """
+
+    value: float | None
+    spread: float | None = None
+    note: str = ""
+    best: bool = False
+    decimals: int = 2
+
+    @property
+    def text(self) -> str:
+        """As it is printed."""
+        if self.value is None:
+            return "not measured"
+        spread = "" if self.spread is None else f" ± {self.spread:,.{self.decimals}f}"
+        return f"{self.value:,.{self.decimals}f}{spread}"
+
+
+@dataclass
+class Line:
+    """One row of a table: a published one, or the measured ones of all seeds.
+
+    Attributes:
+        name: of the recipe's row, or of the published method.
+        measured: whether it was measured here.
+        seeds: of its runs.
+        epochs: of training; None for a published row.
+        detail: what differs from the built-in recipe.
+        cells: column -> figure.
+        suspicious: whether gradients of one of its runs seem to be masked; None where that was not looked for.
+    """
+
+    name: str
+    measured: bool
+    cells: dict[str, Cell]
+    seeds: tuple[int, ...] = ()
+    epochs: int | None = None
+    detail: str = ""
+    suspicious: bool | None = None
+
+
+@dataclass
+class Block:
+    """One table: rows of one data set, network and recipe table, under the same attack on the same images.
+
+    Attributes:
+        dataset, network, table: what it is about.
+        conditions: the values of `CONDITIONS`.
+        lines: measured ones in the order of the recipes, each followed by the published one it compares with.
+        elsewhere: published rows that do not compare with these: shown apart,
+        reason: and why.
+        absent: published methods without a measured row.
+    """
+
+    dataset: str
+    network: str
+    table: str
+    conditions: dict[str, Any]
+    lines: list[Line] = field(default_factory=list)
+    elsewhere: list[Line] = field(default_factory=list)
+    reason: str = ""
+    absent: list[str] = field(default_factory=list)
+
+
+def blocks(runs: Sequence[RunRecord]) -> list[Block]:
+    """All tables of a report."""
+    tables: dict[str, tuple[Block, list[tuple[RunRecord, Mapping[str, Any]]]]] = {}
+    for run in runs:
+        for row in run.evaluations:
+            conditions = {name: row.get(name) for name in CONDITIONS}
+            block = Block(row["dataset"], row["network"], str(row.get("table", "")), conditions)
+            key = json.dumps([block.dataset, block.network, block.table, conditions], sort_keys=True)
+            tables.setdefault(key, (block, []))[1].append((run, row))
+    for block, members in tables.values():
+        _fill(block, members)
+    return [block for block, _ in tables.values()]
+
+
+def _fill(block: Block, members: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> None:
+    groups: dict[str, list[tuple[RunRecord, Mapping[str, Any]]]] = {}
+    for run, row in members:
+        groups.setdefault(json.dumps(_configuration(row["recipe_values"]), sort_keys=True), []).append((run, row))
+    lines = [_line(group) for group in groups.values()]
+    paper = [row for row in published() if (row["dataset"], row["network"]) == (block.dataset, block.network)]
+    rows = {row["method"]: _published_line(row) for row in paper}
+    names = [line.name for line in lines]
+    block.absent = [name for name in rows if name not in names]
+    block.reason = _why_apart(block) if rows else ""
+    _mark_best(lines)
+    _mark_best(list(rows.values()))
+    if block.reason:
+        block.lines, block.elsewhere = lines, list(rows.values())
+        return
+    for place, line in enumerate(lines):
+        block.lines.append(line)
+        if line.name in rows and line.name not in names[:place]:
+            block.lines.append(rows[line.name])
+    block.lines += [rows[name] for name in block.absent]
+
+
+def _configuration(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells two rows apart: all of the recipe but the seed and where files lie."""
+    own_start = values.get("start") is not None and values["start"] not in recipes.RECIPES
+    kept = {name: value for name, value in values.items() if name not in ("seed", "data_root", "black_box")}
+    return kept | {"start": "a run of one's own"} if own_start else kept
+
+
+def changes(values: Mapping[str, Any]) -> str:
+    """How a recipe differs from the built-in one of its name, in words; nothing where it does not."""
+    built_in = recipes.RECIPES.get(str(values.get("name")))
+    if built_in is None:
+        return "own recipe"
+    known, found = _flat(_configuration(recipes.to_dict(built_in))), _flat(_configuration(values))
+    return ", ".join(f"{name} {value}" for name, value in found.items() if known.get(name) != value)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _line(group: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> Line:
+    first = group[0][1]
+    verdicts = [run.diagnosis["suspicious"] for run, _ in group if run.diagnosis is not None]
+    return Line(
+        name=str(first["row"]),
+        measured=True,
+        cells={column: _cell(column, [row for _, row in group]) for column in BETTER},
+        seeds=tuple(row["seed"] for _, row in group),
+        epochs=first["recipe_values"].get("epochs"),
+        detail=changes(first["recipe_values"]),
+        suspicious=any(verdicts) if verdicts else None,
+    )
+
+
+def _cell(column: str, rows: Sequence[Mapping[str, Any]]) -> Cell:
+    having = [row for row in rows if row.get(column) is not None]
+    values = [float(row[column]) for row in having]
+    if not values:
+        return Cell(None)
+    notes = [] if len(values) == len(rows) else [f"{len(values)} of {len(rows)} seeds"]
+    spread = stdev(values) if len(values) > 1 else None
+    if spread is None and having[0].get(f"{column}_spread") is not None:
+        spread = float(having[0][f"{column}_spread"])
+        notes.append("spread of repeated evaluations")
+    if column == "autoattack_accuracy":
+        counts = sorted({int(row["autoattack_images"]) for row in having if row.get("autoattack_images")})
+        if counts and counts != [having[0].get("images")]:
+            notes.append("on " + " or ".join(f"{count:,}" for count in counts) + " images")
+    if column == "memory_percent":
+        slips = [row.get("memory_percent_repeat_dense") for row in having]
+        if all(slip is not None for slip in slips) and abs(fmean(slips) - fmean(values)) > 0.005:
+            notes.append(f"{fmean(slips):.2f} counted as published")
+    return Cell(fmean(values), spread, "; ".join(notes), decimals=DECIMALS.get(column, 2))
+
+
+def _published_line(row: Mapping[str, Any]) -> Line:
+    cells = {column: Cell(row.get(column), decimals=DECIMALS.get(column, 2)) for column in BETTER}
+    return Line(str(row["method"]), False, cells)
+
+
+def _why_apart(block: Block) -> str:
+    """Why published rows cannot stand beside these, or nothing where they can."""
+    attack = recipes.RECIPES[f"{block.dataset}/at"].test_attack
+    used = tuple(block.conditions[name] for name in ("eps", "step", "steps"))
+    if block.dataset != "mnist" and block.conditions["protocol"] != "released-code":
+        return (
+            "another protocol: the released code standardises each image, attacks that tensor and clips it to [0, 1], so "
+            "its eps is not one of pixels. Measure under it with anp-vs evaluate RUN --protocol released-code"
+        )
+    if used != (attack.eps, attack.step, attack.steps):
+        return f"another attack: PGD-{attack.steps} with eps {attack.eps:g} and steps of {attack.step:g}"
+    return ""
+
+
+def _mark_best(lines: Sequence[Line]) -> None:
+    """Mark the best of each column, ties in print included; a column that does not compare has none."""
+    for column, sign in BETTER.items():
+        cells = [cell for line in lines if (cell := line.cells[column]).value is not None]
+        different = column == "autoattack_accuracy" and len({cell.note for cell in cells}) > 1
+        if len(cells) < 2 or different:
+            continue
+        rounded = [sign * round(float(cell.value or 0.0), cell.decimals) for cell in cells]
+        for cell, value in zip(cells, rounded, strict=True):
+            cell.best = value == max(rounded) > min(rounded)

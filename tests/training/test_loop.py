@@ -1,0 +1,300 @@
+"""The loop: stopped and resumed bit for bit, gradients where they belong, units taken out with all their state."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from anp_vs.errors import RunError
+from anp_vs.methods import METHODS
+from anp_vs.networks import NETWORKS
+from anp_vs.pruning.gate import gate_parameters, gates, weight_parameters
+from anp_vs.training import checkpoint
+from anp_vs.training.loop import Trainer
+from training.tiny import ALL_METHODS, STEPS, TinyConvolution, digits, equal, prune_some, recipe, trainer
+
+GATED = [name for name in ALL_METHODS if METHODS[name].gated]
+
+
+@pytest.fixture(autouse=True)
+def tiny_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETWORKS, "tiny-convolution", TinyConvolution)
+
+
+def finish(training: Trainer, until: int = STEPS) -> Trainer:
+    while training.step < until:
+        prune_some(training)
+        training.advance()
+    return training
+
+
+def through_a_file(training: Trainer, path: Path) -> Trainer:
+    """A new trainer that goes on from what the old one saved."""
+    checkpoint.save(path, training.state())
+    resumed = Trainer(training.recipe, digits(), Fabric(accelerator="cpu", devices=1))
+    resumed.load_state(checkpoint.read(path))
+    return resumed
+
+
+def timeless(training: Trainer) -> dict[str, Any]:
+    return {name: value for name, value in training.state().items() if name != "seconds"}
+
+
+RUNS = [
+    *((name, {}) for name in ALL_METHODS),
+    ("anp-vs", {"network": "tiny-convolution"}),
+    ("anp-vs", {"method": {"name": "anp-vs", "adversarial_loss": "trades"}, "optimiser": "sgd", "schedule": "onecycle"}),
+    ("bp", {"network": "tiny-convolution", "average": 0.0, "decide_at": 1.0}),
+    ("at-bnn", {"average": 0.0, "optimiser": "sgd", "schedule": "multistep"}),
+    ("admm", {"network": "tiny-convolution", "augment": True}),
+]
+
+
+@pytest.mark.parametrize(("method", "changes"), RUNS, ids=lambda value: str(value))
+def test_a_run_stopped_again_and_again_ends_as_the_uninterrupted_one(
+    method: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = finish(trainer(method, **changes))
+    parts = trainer(method, **changes)
+    for stop in (2, 6, 10):
+        parts = through_a_file(finish(parts, stop), tmp_path / "checkpoint.pt")
+    equal(timeless(whole), timeless(finish(parts)))
+    assert whole.take_means() == parts.take_means()
+    assert whole.validate() == parts.validate()
+    if whole.method.gated:  # otherwise nothing was shown
+        left = {name: gate.units for name, gate in gates(whole.network).items()}
+        assert all(left[name] < gate.original_units for name, gate in gates(whole.network).items())
+
+
+@pytest.mark.parametrize("method", ["anp-vs", "at-bnn", "admm"])
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(method: str) -> None:
+    first, second, other = (finish(trainer(method, seed=seed), 3) for seed in (5, 5, 6))
+    equal(timeless(first), timeless(second))
+    assert not torch.equal(first.network.conv1.weight, other.network.conv1.weight)
+
+
+# -- who receives which gradient ------------------------------------------------------------------------------
+
+
+def one_step(method: str, **hyper: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Gradients of weights and gates in one step from the same start, in which only the method's numbers differ."""
+    training = trainer(method, method={"name": method, **hyper}, eps_warmup=0.0)
+    training.advance()
+    groups = weight_parameters(training.network), gate_parameters(training.network)
+    weights, gates = ([parameter.grad for parameter in group if parameter.grad is not None] for group in groups)
+    assert weights
+    assert gates
+    return weights, gates
+
+
+def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "changed", "weights_see", "gates_see"),
+    [
+        ("anp-vs", {"lambda_": 5.0}, True, False),
+        ("anp-vs", {"beta": 50.0}, False, True),
+        ("anp-vs", {"adversarial_weight": 9.0}, True, False),
+        ("anp-vs", {"gate_loss": "adversarial+vulnerability"}, False, True),
+        ("anp", {"beta": 50.0}, False, True),
+        ("bp", {"beta": 50.0}, False, True),
+    ],
+)
+def test_a_term_reaches_only_its_own_group(
+    method: str, changed: dict[str, Any], weights_see: bool, gates_see: bool
+) -> None:
+    before, after = one_step(method), one_step(method, **changed)
+    assert same(before[0], after[0]) is not weights_see
+    assert same(before[1], after[1]) is not gates_see
+
+
+def test_no_gradient_of_one_group_is_left_over_in_the_other() -> None:
+    training = finish(trainer("anp-vs", decide_at=1.0), 2)
+    named = dict(training.network.named_parameters())
+    again = copy.deepcopy(training.network)
+    finish(training, 3)
+    moved = {name for name, value in again.named_parameters() if value.shape == named[name].shape}
+    assert moved  # the step was taken, and left no graph behind
+    assert all(parameter.grad is not None and parameter.grad.grad_fn is None for parameter in named.values())
+
+
+# -- invariants of a step -------------------------------------------------------------------------------------
+
+
+def test_the_attack_stays_in_the_ball_and_leaves_the_network_alone() -> None:
+    training = finish(trainer("anp-vs", network="tiny-convolution", eps_warmup=0.0), 1)
+    before, mode = copy.deepcopy(training.network.state_dict()), training.network.training
+    images, labels = training.batch()
+    attacked = training.attack(images, labels)
+    assert float((attacked - images).abs().max()) <= 0.1 + 1e-6
+    assert float((attacked - images).abs().max()) > 0.09
+    assert 0 <= float(attacked.min()) <= float(attacked.max()) <= 1
+    equal(before, training.network.state_dict())
+    assert training.network.training is mode
+    assert all(parameter.requires_grad for parameter in training.network.parameters())
+
+
+def test_every_image_is_seen_once_an_epoch_with_its_own_label() -> None:
+    training = trainer("standard")
+    pairs = {}
+    orders = []
+    data = digits().train
+    for _ in range(2):
+        seen = []
+        for _ in range(training.steps_per_epoch):
+            images, labels = training.batch()
+            seen += [image.numpy().tobytes() for image in images]
+            pairs |= dict(zip(seen[-len(labels) :], labels.tolist(), strict=True))
+            training.step += 1
+        assert len(set(seen)) == len(data)
+        orders.append(seen)
+    assert orders[0] != orders[1]
+    truth = {(image.float() / 255).numpy().tobytes(): int(label) for image, label in zip(data.images, data.labels, strict=True)}
+    assert pairs == truth
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("multistep", [1, 1, 1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01]),
+        ("cosine", [0.5 * (1 + math.cos(math.pi * step / STEPS)) for step in range(STEPS)]),
+        ("onecycle", [max(1e-4, 5 * s / 12 if s / 12 < 0.2 else 1.25 * (1 - s / 12)) for s in range(STEPS)]),
+    ],
+)
+def test_learning_rates_follow_their_schedule(schedule: str, shares: list[float]) -> None:
+    training = trainer("standard", schedule=schedule, milestones=[0.5, 0.75], lr=0.01)
+    for share in shares:
+        training.advance()
+        assert training.weights_optimiser.param_groups[0]["lr"] == pytest.approx(0.01 * share)
+
+
+def test_the_radius_warms_up_in_a_line_and_stays() -> None:
+    training = trainer("at", eps_warmup=0.5)
+    radii = []
+    for training.step in range(STEPS):
+        radii.append(training.eps())
+    assert radii == pytest.approx([0.1 * min(1, step / 6) for step in range(STEPS)])
+
+
+def test_the_average_is_the_recursion_by_hand() -> None:
+    training = trainer("standard", average=0.5)
+    expected: dict[str, torch.Tensor] = {}
+    for step in range(1, 7):
+        training.advance()
+        decay = min(0.5, (1 + step) / (10 + step))
+        for name, value in training.network.state_dict().items():
+            expected[name] = value.clone() if step == 1 else decay * expected[name] + (1 - decay) * value
+    for name, value in training.evaluation_network().state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", GATED)
+def test_gates_that_have_decided_do_not_learn_any_more(method: str) -> None:
+    training = finish(trainer(method), 10)
+    assert training.decided
+    before = [value.clone() for value in gate_parameters(training.network)]
+    finish(training)
+    assert same(before, gate_parameters(training.network))
+
+
+# -- units that leave -----------------------------------------------------------------------------------------
+
+
+def kill(training: Trainer) -> dict[str, torch.Tensor]:
+    draws = torch.Generator().manual_seed(3)
+    dead = {}
+    with torch.no_grad():
+        for name, gate in gates(training.network).items():
+            dead[name] = torch.rand(gate.units, generator=draws) < 0.4
+            gate.a_uc[dead[name]] = -12.0
+    return dead
+
+
+@pytest.mark.parametrize("network", ["lenet5-caffe", "tiny-convolution"])
+def test_removal_leaves_the_function_of_the_evaluated_network(network: str) -> None:
+    training = trainer("anp-vs", network=network, remove_after=0, decide_at=1.0, average=0.0)
+    finish(training, 1)
+    images = digits().test.images.float() / 255
+    for _ in range(2):  # the second time the gates already read only some of their inputs
+        dead = kill(training)
+        before = training.evaluation_network().double()(images.double())
+        removed = training.remove(dead)
+        assert removed == sum(int(d.sum()) for d in dead.values())
+        torch.testing.assert_close(training.evaluation_network().double()(images.double()), before, rtol=0, atol=1e-9)
+        training.advance()
+
+
+def test_moments_and_averages_follow_the_units_that_stay() -> None:
+    training = trainer("anp-vs", remove_after=0, decide_at=1.0)
+    finish(training, 1)
+    dead = kill(training)
+    names = [name for name, _ in training.network.named_parameters()]
+
+    def held() -> dict[str, dict[str, torch.Tensor]]:
+        by_tensor = training.weights_optimiser.state | (training.gates_optimiser.state if training.gates_optimiser else {})
+        return {name: dict(by_tensor[value]) for name, value in training.network.named_parameters()}
+
+    full, average = copy.deepcopy(held()), copy.deepcopy(training.average)
+    assert average is not None
+    training.remove(dead)
+    gate1, gate2, gate3, gate4 = (~dead[f"gate{i}"] for i in range(1, 5))
+    # By hand: channel c of conv2 is the inputs 16 c .. 16 c + 15 of the dense layer.
+    inputs = gate3 & gate2.repeat_interleave(16)
+    everything = slice(None)
+    places = {
+        "conv1.weight": (gate1,), "conv1.bias": (gate1,), "conv2.weight": (gate2, gate1), "conv2.bias": (gate2,),
+        "fc1.weight": (gate4, inputs), "fc1.bias": (gate4,), "fc2.weight": (everything, gate4), "fc2.bias": (everything,),
+        **{f"gate{i}.{n}": (g,) for i, g in ((1, gate1), (2, gate2), (3, inputs), (4, gate4)) for n in ("a_uc", "b_uc")},
+    }  # fmt: skip
+    assert set(names) == set(places)
+    for name, state in held().items():
+        place = places[name]
+        for moment in ("exp_avg", "exp_avg_sq"):
+            expected = full[name][moment][place[0]]
+            expected = expected[:, place[1]] if len(place) > 1 else expected
+            assert torch.equal(state[moment], expected), (name, moment)
+        assert torch.equal(state["step"], full[name]["step"])
+        expected = average[name][place[0]]
+        assert training.average is not None
+        assert torch.equal(training.average[name], expected[:, place[1]] if len(place) > 1 else expected), name
+
+
+def test_an_average_survives_units_leaving_in_any_order() -> None:
+    """First inputs of the dense layer, whose gate then reads by index; then the channels they came from."""
+    training = trainer("anp-vs", remove_after=0, decide_at=1.0)
+    finish(training, 1)
+    for channels in ([], [0]):
+        dead = {name: torch.zeros(gate.units, dtype=torch.bool) for name, gate in gates(training.network).items()}
+        dead["gate3"][:8] = True
+        dead["gate2"][channels] = True
+        with torch.no_grad():
+            for name, units in dead.items():
+                gates(training.network)[name].a_uc[units] = -12.0
+        training.remove(dead)
+        training.advance()
+        assert training.evaluation_network()(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+    assert training.network.gate3.index is None
+
+
+# -- numbers that go wrong ------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step() -> None:
+    training = finish(trainer("at"), 1)
+    with torch.no_grad():
+        training.network.fc2.bias[0] = math.inf
+    before = copy.deepcopy(training.network.state_dict())
+    with pytest.raises(RunError, match="loss became nan at step 1 of 12"):
+        training.advance()
+    equal(before, training.network.state_dict())
+
+
+def test_a_batch_larger_than_the_training_set_is_refused() -> None:
+    with pytest.raises(RunError, match="64 images, fewer than one batch of 65"):
+        Trainer(recipe(batch_size=65), digits(), Fabric(accelerator="cpu", devices=1))

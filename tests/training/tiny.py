@@ -1,0 +1,137 @@
+"""What the tests of training share: some digits, short recipes, and whole runs in processes of their own."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from anp_vs.data import Dataset
+from anp_vs.data import load as load_data
+from anp_vs.methods import METHODS
+from anp_vs.networks.layers import Dropout
+from anp_vs.pruning.gate import gates
+from anp_vs.recipes import RECIPES, Recipe, override
+from anp_vs.training import run
+from anp_vs.training.loop import Trainer
+
+STEPS = 12
+
+
+@cache
+def digits(count: int = 64) -> Dataset:
+    """The first digits of each split: `count` to train on, half as many to validate."""
+    whole = load_data("digits")
+    return Dataset("digits", whole.train.head(count), whole.validation.head(count // 2), whole.test.head(40), whole.classes)
+
+
+def recipe(name: str = "standard", /, **changes: Any) -> Recipe:
+    """Twelve steps of 16 digits with everything switched on: averaging, removal, deciding, warm-up of eps."""
+    short = {
+        "name": f"tiny/{name}", "epochs": 3, "batch_size": 16, "attack": {"eps": 0.1, "step": 0.05, "steps": 2},
+        "average": 0.9, "remove_after": 2, "decide_at": 0.7, "target_sparsity": None, "start": None, "black_box": None,
+        "eps_warmup": 0.3, "gate_lr": 0.01, "method": {"name": name},
+    }  # fmt: skip
+    return override(override(RECIPES["digits/anp"], short), changes)
+
+
+def trainer(name: str = "standard", /, **changes: Any) -> Trainer:
+    return Trainer(recipe(name, **changes), digits(), Fabric(accelerator="cpu", devices=1))
+
+
+def prune_some(training: Trainer) -> None:
+    """At two steps, push half of the units that are left below the threshold, so that they leave the network."""
+    if training.step not in (1, 4):
+        return
+    draws = torch.Generator().manual_seed(training.step)
+    with torch.no_grad():
+        for gate in gates(training.network).values():
+            gate.a_uc[torch.rand(gate.units, generator=draws) < 0.5] = -12.0
+
+
+def equal(left: Any, right: Any, where: str = "state") -> None:
+    """Assert that two nested states are the same to the last bit."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key, value in left.items():
+            equal(value, right[key], f"{where}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), where
+        for place, value in enumerate(left):
+            equal(value, right[place], f"{where}[{place}]")
+    elif isinstance(left, Tensor):
+        assert left.dtype == right.dtype, where
+        assert torch.equal(left, right), where
+    else:
+        assert left == right, where
+
+
+class TinyConvolution(nn.Module):
+    """Convolutions with batch normalisation, a gate after each, dropout, and a dense layer."""
+
+    input_shape = (1, 28, 28)
+    latents = ("gate1", "gate2")
+    gate_sites = {"gate1": (6, 2.0), "gate2": (8, 2.0)}
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 6, 3, stride=2), nn.BatchNorm2d(6)
+        self.relu1, self.gate1, self.dropout = nn.ReLU(), nn.Identity(), Dropout(0.3)
+        self.conv2, self.bn2 = nn.Conv2d(6, 8, 3, stride=2), nn.BatchNorm2d(8)
+        self.relu2, self.gate2, self.flatten = nn.ReLU(), nn.Identity(), nn.Flatten()
+        self.fc = nn.Linear(8 * 36, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.dropout(self.gate1(self.relu1(self.bn1(self.conv1(images)))))
+        logits: Tensor = self.fc(self.flatten(self.gate2(self.relu2(self.bn2(self.conv2(x))))))
+        return logits
+
+
+@contextmanager
+def patched(**values: Any) -> Iterator[None]:
+    """While open, `anp_vs.training.run` trains on the few digits, logs often, and saves after every step."""
+    values = {"load_data": lambda *_, **__: digits(), "LOG_EVERY": 3, "CHECKPOINT_SECONDS": 0.0} | values
+    before = {name: getattr(run, name) for name in values}
+    for name, value in values.items():
+        setattr(run, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(run, name, value)
+
+
+def _child(asked: Recipe, path: Path, count: int, seconds: float) -> None:
+    torch.set_num_threads(1)
+    os.dup2(os.open(path.parent / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    with patched(load_data=lambda *_, **__: digits(count), CHECKPOINT_SECONDS=seconds):
+        try:
+            run.train(asked, out=path, device="cpu")
+        except run.Stopped:
+            os._exit(130)
+    os._exit(0)
+
+
+def start(asked: Recipe, path: Path, *, count: int = 64, seconds: float = 0.0) -> BaseProcess:
+    """Train in a process of its own. Forked from a server that has imported everything, so it starts at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["anp_vs.training.run", "torch.utils.tensorboard", "sklearn.datasets"])
+    process = context.Process(target=_child, args=(asked, path, count, seconds))
+    process.start()
+    return process
+
+
+def send(process: BaseProcess, number: signal.Signals) -> None:
+    assert process.pid is not None
+    os.kill(process.pid, number)
+
+
+ALL_METHODS = sorted(METHODS)
