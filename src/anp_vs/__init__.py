@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from anp_vs import attacks, data
 from anp_vs.errors import AnpVsError, DataError, InputError, RunError
+from anp_vs.evaluation.robustness import evaluate
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import Gate
 from anp_vs.pruning.insertion import insert_gates
@@ -13,6 +14,6 @@ from anp_vs.training.run import Run, train
 __version__ = "0.1.0"
 
 __all__ = [
-    "AnpVsError", "DataError", "Gate", "InputError", "Run", "RunError", "attacks", "compact", "data", "insert_gates",
+    "AnpVsError", "DataError", "Gate", "InputError", "Run", "RunError", "attacks", "compact", "evaluate", "data", "insert_gates",
     "load", "save", "train",
 ]  # fmt: skip

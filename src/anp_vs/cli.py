@@ -26,6 +26,7 @@ USAGE = """anp-vs: train image classifiers that resist attacks and are small, an
   anp-vs evaluate RUN            a row of the tables: clean, white-box, black-box, vulnerability, cost
   anp-vs compact RUN             take the pruned channels out and save the small network
   anp-vs cost RUN_OR_MODEL       parameters, bytes, MACs, memory, latency
+  anp-vs report RUNS             one HTML page: tables, verdicts, figures, provenance
   anp-vs recipes                 every recipe with its source
 
 Each command explains itself with --help.
@@ -94,6 +95,27 @@ class CostCommand:
 
     network: Annotated[Path, tyro.conf.Positional]
     latency: bool = True
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Write one self-contained HTML page about finished runs.
+
+    Attributes:
+        runs: run directories, or folders that hold some; every finished run below runs/ by default.
+        out: the page.
+        figures: first measure what the figures lack, and keep it in the run directories.
+        images: test images to measure figures on, the first ones.
+        seconds: time for that; what would not end within it is left out, and said.
+        data_root: folder that holds the data sets; each recipe's own by default.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    out: Path = Path("report.html")
+    figures: bool = False
+    images: int = 256
+    seconds: float = 600.0
+    data_root: str | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -200,6 +222,24 @@ def cost(words: list[str]) -> int:
     return 0
 
 
+def report(words: list[str]) -> int:
+    """anp-vs report RUNS."""
+    from anp_vs.evaluation.missing import measure_missing
+    from anp_vs.report.page import write_report
+    from anp_vs.report.runs import find_runs
+
+    asked = tyro.cli(ReportCommand, args=words, prog="anp-vs report")
+    if asked.figures:
+        say = Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print
+        left_out = measure_missing(
+            find_runs(asked.runs), images=asked.images, seconds=asked.seconds, data_root=asked.data_root, tell=say,
+        )  # fmt: skip
+        for sentence in left_out:
+            say(sentence)
+    print(f"{write_report(asked.runs, asked.out)}: open it in a browser; nothing in it is fetched from elsewhere.")
+    return 0
+
+
 def list_recipes(words: list[str]) -> int:
     """anp-vs recipes."""
     for table in dict.fromkeys(name.split("/")[0] for name in recipes.RECIPES):
@@ -219,5 +259,6 @@ def demo(words: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "demo": demo, "train": train, "evaluate": evaluate, "compact": compact, "cost": cost, "recipes": list_recipes,
+    "demo": demo, "train": train, "evaluate": evaluate, "compact": compact, "cost": cost, "report": report,
+    "recipes": list_recipes,
 }  # fmt: skip

@@ -30,7 +30,13 @@ STEPS = 12
 def digits(count: int = 64) -> Dataset:
     """The first digits of each split: `count` to train on, half as many to validate."""
     whole = load_data("digits")
-    return Dataset("digits", whole.train.head(count), whole.validation.head(count // 2), whole.test.head(40), whole.classes)
+    return Dataset(
+        "digits",
+        whole.train.head(count),
+        whole.validation.head(count // 2),
+        whole.test.head(40),
+        whole.classes,
+    )
 
 
 def recipe(name: str = "standard", /, **changes: Any) -> Recipe:

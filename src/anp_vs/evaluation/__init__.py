@@ -1,12 +1,12 @@
 """What a network withstands, what it costs, and whether the figures are to be trusted."""
 
-from anp_vs.evaluation.black_box import query_accuracy, transfer_matrix
 from anp_vs.evaluation.certify import SmoothedCertificates, certify_smoothed
 from anp_vs.evaluation.corruptions import CorruptionTable, corrupt, evaluate_corruptions
 from anp_vs.evaluation.cost import Cost, cost
 from anp_vs.evaluation.intervals import certified
 from anp_vs.evaluation.masking import Diagnosis, diagnose
 from anp_vs.evaluation.published_cost import PublishedCost, published_cost
+from anp_vs.evaluation.queries import query_accuracy
 from anp_vs.evaluation.robustness import Evaluation, evaluate
 from anp_vs.evaluation.vulnerability import Vulnerability, VulnerabilityMeter, vulnerability
 
@@ -28,6 +28,5 @@ __all__ = [
     "evaluate_corruptions",
     "published_cost",
     "query_accuracy",
-    "transfer_matrix",
     "vulnerability",
 ]

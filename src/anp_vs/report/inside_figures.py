@@ -26,7 +26,9 @@ def units_left(data: Data) -> Figure:
     axes.barh(places, [100.0] * len(layers), color=GRID, height=0.66)
     axes.barh(places, shares, color=SERIES[0], height=0.66)
     for place, layer in zip(places, layers, strict=True):
-        axes.text(101.5, place, f"{layer['left']:,} / {layer['original']:,}", va="center", color=INK, fontsize=8)
+        axes.text(
+            101.5, place, f"{layer['left']:,} / {layer['original']:,}", va="center", color=INK, fontsize=8
+        )
     axes.set_yticks(places, [layer["path"] for layer in layers])
     axes.set_xlim(0, 140)
     axes.set_xticks([0, 25, 50, 75, 100])
@@ -50,8 +52,20 @@ def histogram(data: Data) -> Figure:
             label="exactly zero",
         )  # fmt: skip
         axes.set_ylim(0, max(*layer["counts"], layer["zeros"], 1) * 1.18)
-        axes.text(-2.5 * width, layer["zeros"], f"{layer['zeros']}", ha="center", va="bottom", color=BAD, fontsize=7.5)
-        axes.set_title(f"{layer['path']}: {layer['original_units']} units, mean {layer['value']:.3g}", color=INK, fontsize=8)
+        axes.text(
+            -2.5 * width,
+            layer["zeros"],
+            f"{layer['zeros']}",
+            ha="center",
+            va="bottom",
+            color=BAD,
+            fontsize=7.5,
+        )
+        axes.set_title(
+            f"{layer['path']}: {layer['original_units']} units, mean {layer['value']:.3g}",
+            color=INK,
+            fontsize=8,
+        )
         axes.set_xlim(-4.5 * width, edges[-1])
         axes.locator_params(axis="x", nbins=4)
         axes.locator_params(axis="y", nbins=4)
@@ -86,7 +100,9 @@ def surface(data: Data) -> Figure:
     along, aside, loss = data["along"], data["aside"], np.array(data["loss"])
     half = (along[1] - along[0]) / 2
     box = (aside[0] - half, aside[-1] + half, along[0] - half, along[-1] + half)
-    image = axes.imshow(loss, origin="lower", extent=box, aspect="equal", cmap="viridis", interpolation="nearest")
+    image = axes.imshow(
+        loss, origin="lower", extent=box, aspect="equal", cmap="viridis", interpolation="nearest"
+    )
     lines = axes.contour(aside, along, loss, levels=6, colors="white", linewidths=0.6, alpha=0.8)
     axes.clabel(lines, fontsize=7, fmt="%.2g")
     axes.add_patch(Rectangle((-1, -1), 2, 2, fill=False, edgecolor="white", linewidth=1.2, linestyle="--"))
@@ -94,7 +110,7 @@ def surface(data: Data) -> Figure:
     axes.grid(visible=False)
     bar = figure.colorbar(image, ax=axes, shrink=0.9)
     bar.ax.tick_params(colors=MUTED, labelsize=8, length=3, width=0.6)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.set_label("mean cross-entropy", color=INK, fontsize=9)
     name_axes(axes, "random direction, in eps", "gradient direction, in eps")
     return figure
@@ -142,7 +158,7 @@ def distortion(data: Data) -> Figure:
     axes.grid(visible=False)
     bar = figure.colorbar(image, ax=axes, shrink=0.9)
     bar.ax.tick_params(colors=MUTED, labelsize=8, length=3, width=0.6)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.set_label("mean |z₁ − z̃₁|", color=INK, fontsize=9)
     return figure
 
@@ -156,7 +172,15 @@ def corruptions(data: Data) -> Figure:
     for place, name in zip(places, names, strict=True):
         values = data["accuracy"][name]
         axes.plot([min(values), max(values)], [place, place], color=GRID, linewidth=4, solid_capstyle="round")
-    axes.plot(means, places, linestyle="", marker="o", color=SERIES[0], markeredgecolor=CARD, label="mean of severities")
+    axes.plot(
+        means,
+        places,
+        linestyle="",
+        marker="o",
+        color=SERIES[0],
+        markeredgecolor=CARD,
+        label="mean of severities",
+    )
     axes.axvline(data["clean"], color=MUTED, linestyle="--", linewidth=0.9, label="clean")
     axes.set_yticks(places, [name.replace("-", " ") for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -164,5 +188,3 @@ def corruptions(data: Data) -> Figure:
     name_axes(axes, "accuracy, %", "")
     legend(axes)
     return figure
-
-

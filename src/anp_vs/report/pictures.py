@@ -70,13 +70,21 @@ class _Maker:
 
     def inside(self) -> Iterator[Picture]:
         if left := self._data("units", "what is left of each layer"):
-            total = sum(layer["left"] for layer in left["layers"]), sum(layer["original"] for layer in left["layers"])
+            total = (
+                sum(layer["left"] for layer in left["layers"]),
+                sum(layer["original"] for layer in left["layers"]),
+            )
             caption = f"{total[0]:,} of {total[1]:,} {left['kind']} are left."
             yield from self._picture(
-                f"{left['kind'].capitalize()} left in each layer", inside_figures.units_left(left), self._file("units"), caption
+                f"{left['kind'].capitalize()} left in each layer",
+                inside_figures.units_left(left),
+                self._file("units"),
+                caption,
             )
         if moved := self._data("vulnerability", "vulnerability of the latent features"):
-            zeros, units = (sum(layer[name] for layer in moved["layers"]) for name in ("zeros", "original_units"))
+            zeros, units = (
+                sum(layer[name] for layer in moved["layers"]) for name in ("zeros", "original_units")
+            )
             yield from self._picture(
                 "How far the attack moves each unit", inside_figures.histogram(moved), self._file("vulnerability"),
                 f"{zeros:,} of {units:,} units are exactly zero (hatched): pruned, taken out, or dead. "
@@ -121,7 +129,14 @@ class _Maker:
     def _picture(self, title: str, figure: Figure | None, source: str, caption: str) -> Iterator[Picture]:
         if figure is not None:
             self._count += 1
-            yield _picture(f"{title}: {self.run.label}. {caption}", title, figure, source, caption, f"{self.key}-{self._count}")
+            yield _picture(
+                f"{title}: {self.run.label}. {caption}",
+                title,
+                figure,
+                source,
+                caption,
+                f"{self.key}-{self._count}",
+            )
         elif title != "Vulnerability against the gates":  # that one has no meaning without gates
             self.absent.append(title.lower())
 
@@ -134,7 +149,9 @@ def _ends(lines: Sequence[dict[str, Any]]) -> str:
     """The last validation figures, in words."""
     for line in reversed(lines):
         if "clean_accuracy" in line and "robust_accuracy" in line:
-            return f"At the end {line['clean_accuracy']:.1f} % clean and {line['robust_accuracy']:.1f} % robust."
+            return (
+                f"At the end {line['clean_accuracy']:.1f} % clean and {line['robust_accuracy']:.1f} % robust."
+            )
     return ""
 
 
@@ -154,8 +171,13 @@ def of_group(runs: Sequence[RunRecord], key: str) -> tuple[list[Picture], list[s
     if diagnosed:
         first = diagnosed[0].diagnosis
         assert first is not None
-        for what, title in (("eps", "Accuracy against eps"), ("steps", "Accuracy against the number of steps")):
-            counts = " or ".join(sorted({f"{run.diagnosis['images']:,}" for run in diagnosed if run.diagnosis}))
+        for what, title in (
+            ("eps", "Accuracy against eps"),
+            ("steps", "Accuracy against the number of steps"),
+        ):
+            counts = " or ".join(
+                sorted({f"{run.diagnosis['images']:,}" for run in diagnosed if run.diagnosis})
+            )
             caption = f"PGD on the first {counts} test images, norm {first['norm']}, {first['protocol']}; one line a run."
             alt = f"{title} of {', '.join(run.label for run in diagnosed)}. {caption}"
             figure = compared_figures.against(diagnosed, what)
@@ -166,7 +188,9 @@ def of_group(runs: Sequence[RunRecord], key: str) -> tuple[list[Picture], list[s
             lacking.append(f"Robust accuracy against {label} is not measured.")
             continue
         edge = ", ".join(point.label for point in compared_figures.front(points))
-        caption = f"One mark a run; dashed, the front: {edge}. Pixel space, the images and attack of the tables."
+        caption = (
+            f"One mark a run; dashed, the front: {edge}. Pixel space, the images and attack of the tables."
+        )
         title = f"Robust accuracy against {'MACs' if cost == 'macs' else cost}"
         alt = f"{title}. " + "; ".join(f"{p.label}: {p.accuracy:.2f} % at {p.cost:,.0f}" for p in points)
         figure = compared_figures.pareto(points, label, ACCURACIES[column])

@@ -21,6 +21,8 @@ BETTER = {
 DECIMALS = {"white_box_vulnerability": 3, "black_box_vulnerability": 3, "parameters": 0, "macs": 0}
 CONDITIONS = ("protocol", "norm", "eps", "step", "steps", "restarts", "images", "reduction")
 """What must be the same for two evaluations to stand in one table."""
+PAPER_RUNS, PAPER_EPOCHS = 5, 200
+"""Behind every published row: runs averaged, and epochs of training (Madaan, Shin, Hwang, ICML 2020, section 5)."""
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Cell:
         spread: standard deviation, None for a single figure.
         note: said beneath it.
         best: whether it is the best of its column.
+        decimals: printed.
     """
 
     value: float | None
@@ -56,8 +59,9 @@ class Line:
     Attributes:
         name: of the recipe's row, or of the published method.
         measured: whether it was measured here.
-        seeds: of its runs.
-        epochs: of training; None for a published row.
+        runs: how many were averaged.
+        epochs: of training.
+        seeds: of the runs; not known of a published row.
         detail: what differs from the built-in recipe.
         cells: column -> figure.
         suspicious: whether gradients of one of its runs seem to be masked; None where that was not looked for.
@@ -66,8 +70,9 @@ class Line:
     name: str
     measured: bool
     cells: dict[str, Cell]
+    runs: int
+    epochs: int
     seeds: tuple[int, ...] = ()
-    epochs: int | None = None
     detail: str = ""
     suspicious: bool | None = None
 
@@ -112,7 +117,9 @@ def blocks(runs: Sequence[RunRecord]) -> list[Block]:
 def _fill(block: Block, members: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> None:
     groups: dict[str, list[tuple[RunRecord, Mapping[str, Any]]]] = {}
     for run, row in members:
-        groups.setdefault(json.dumps(_configuration(row["recipe_values"]), sort_keys=True), []).append((run, row))
+        groups.setdefault(json.dumps(_configuration(row["recipe_values"]), sort_keys=True), []).append(
+            (run, row)
+        )
     lines = [_line(group) for group in groups.values()]
     paper = [row for row in published() if (row["dataset"], row["network"]) == (block.dataset, block.network)]
     rows = {row["method"]: _published_line(row) for row in paper}
@@ -161,8 +168,9 @@ def _line(group: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> Line:
         name=str(first["row"]),
         measured=True,
         cells={column: _cell(column, [row for _, row in group]) for column in BETTER},
+        runs=len(group),
+        epochs=int(first["recipe_values"]["epochs"]),
         seeds=tuple(row["seed"] for _, row in group),
-        epochs=first["recipe_values"].get("epochs"),
         detail=changes(first["recipe_values"]),
         suspicious=any(verdicts) if verdicts else None,
     )
@@ -183,15 +191,19 @@ def _cell(column: str, rows: Sequence[Mapping[str, Any]]) -> Cell:
         if counts and counts != [having[0].get("images")]:
             notes.append("on " + " or ".join(f"{count:,}" for count in counts) + " images")
     if column == "memory_percent":
-        slips = [row.get("memory_percent_repeat_dense") for row in having]
-        if all(slip is not None for slip in slips) and abs(fmean(slips) - fmean(values)) > 0.005:
+        slips = [
+            float(row["memory_percent_repeat_dense"])
+            for row in having
+            if "memory_percent_repeat_dense" in row
+        ]
+        if slips and abs(fmean(slips) - fmean(values)) > 0.005:
             notes.append(f"{fmean(slips):.2f} counted as published")
     return Cell(fmean(values), spread, "; ".join(notes), decimals=DECIMALS.get(column, 2))
 
 
 def _published_line(row: Mapping[str, Any]) -> Line:
     cells = {column: Cell(row.get(column), decimals=DECIMALS.get(column, 2)) for column in BETTER}
-    return Line(str(row["method"]), False, cells)
+    return Line(str(row["method"]), False, cells, PAPER_RUNS, PAPER_EPOCHS)
 
 
 def _why_apart(block: Block) -> str:

@@ -59,7 +59,9 @@ def find_runs(places: Sequence[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for place in places or [ROOT]:
         if not place.is_dir():
-            raise RunError(f"There is no run directory {place}; train one (anp-vs train RECIPE) or name another.")
+            raise RunError(
+                f"There is no run directory {place}; train one (anp-vs train RECIPE) or name another."
+            )
         below = sorted(file.parent for file in place.rglob("recipe.yaml"))
         finished = [path for path in below if RunDirectory(path).finished]
         if not finished:
@@ -87,7 +89,9 @@ def read_run(path: Path) -> RunRecord:
     try:
         metrics = MetricsLog.read(run.metrics)
     except (OSError, ValueError) as error:
-        raise RunError(f"{run.metrics} is damaged ({error}); delete it to report without training curves.") from error
+        raise RunError(
+            f"{run.metrics} is damaged ({error}); delete it to report without training curves."
+        ) from error
     return RunRecord(
         path=path,
         label=f"{recipe.name} seed {recipe.seed}",
@@ -105,7 +109,11 @@ def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
     order = list(recipes.RECIPES)
     records = sorted(
         map(read_run, paths),
-        key=lambda r: (order.index(r.recipe.name) if r.recipe.name in order else len(order), r.recipe.name, r.recipe.seed),
+        key=lambda r: (
+            order.index(r.recipe.name) if r.recipe.name in order else len(order),
+            r.recipe.name,
+            r.recipe.seed,
+        ),
     )
     shared = Counter(record.label for record in records)
     return [replace(r, label=f"{r.label} ({r.path})") if shared[r.label] > 1 else r for r in records]

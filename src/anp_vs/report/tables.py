@@ -54,4 +54,6 @@ def beside_published(rows: Sequence[Mapping[str, Any]]) -> Table:
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print measured rows beside the published ones; wide when the output is a file or a pipe."""
     console = Console(highlight=False)
-    Console(highlight=False, width=console.width if console.is_terminal else 160).print(beside_published(rows))
+    Console(highlight=False, width=console.width if console.is_terminal else 160).print(
+        beside_published(rows)
+    )

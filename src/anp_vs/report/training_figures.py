@@ -38,13 +38,17 @@ def steps_per_epoch(lines: Lines) -> float:
 def losses(lines: Lines) -> Figure | None:
     """Training losses against epochs; None where none was kept."""
     curves = {label: curve(lines, name) for name, label in LOSSES.items()}
-    return _drawn(lines, {label: (xy, n, "-") for n, (label, xy) in enumerate(curves.items()) if xy[0]}, "training loss")
+    return _drawn(
+        lines, {label: (xy, n, "-") for n, (label, xy) in enumerate(curves.items()) if xy[0]}, "training loss"
+    )
 
 
 def accuracies(lines: Lines) -> Figure | None:
     """Accuracies against epochs."""
     curves = {label: (curve(lines, name), n, line) for name, (label, n, line) in ACCURACIES.items()}
-    return _drawn(lines, {label: values for label, values in curves.items() if values[0][0]}, "accuracy, %", (0, 101))
+    return _drawn(
+        lines, {label: values for label, values in curves.items() if values[0][0]}, "accuracy, %", (0, 101)
+    )
 
 
 def sparsity(lines: Lines) -> Figure | None:
@@ -62,7 +66,9 @@ def _drawn(
     figure, (axes,) = panel()
     for label, ((x, y), number, line) in curves.items():
         marker = "o" if len(x) == 1 else ""
-        axes.plot(x, y, color=SERIES[number], linestyle=line, linewidth=1.4, marker=marker, label=label or None)
+        axes.plot(
+            x, y, color=SERIES[number], linestyle=line, linewidth=1.4, marker=marker, label=label or None
+        )
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if limits:

@@ -32,11 +32,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     temporary = temporary_for(path)
     try:
-        with open(temporary, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -79,8 +79,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
         spare = temporary_for(previous)
         try:
             spare.unlink(missing_ok=True)
-            os.link(path, spare)
-            os.replace(spare, previous)
+            spare.hardlink_to(path)
+            spare.replace(previous)
         except OSError:  # a file system without links, or full: a copy is as good, if there is room
             write_atomically(previous, path.read_bytes())
     write_atomically(path, content)

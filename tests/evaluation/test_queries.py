@@ -1,11 +1,11 @@
-"""Transfer and queries on linear networks, where both have closed forms."""
+"""Queries on a linear network, whose optimal perturbation is known."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from anp_vs.errors import InputError
-from anp_vs.evaluation.black_box import query_accuracy, transfer_matrix
+from anp_vs.evaluation.queries import query_accuracy
 
 EPS = 0.05
 
@@ -30,20 +30,6 @@ def pair() -> tuple[Tensor, Tensor]:
     return images, torch.arange(90) % 2
 
 
-def test_the_transfer_matrix_in_closed_form(pair: tuple[Tensor, Tensor]) -> None:
-    images, labels = pair
-    networks = {"a": linear(0), "b": linear(1), "c": linear(2)}
-    found = transfer_matrix(networks, pair, eps=EPS, step=0.02, steps=6, batch_size=40, progress=False)
-    side = 2 * labels - 1
-    for source, row in found.items():
-        for target, accuracy in row.items():
-            logits = networks[target](images).detach()
-            moved = EPS * (weight(networks[source]).sign() * weight(networks[target])).sum()
-            margins = (logits[:, 1] - logits[:, 0]) * side - moved
-            assert accuracy == pytest.approx(100 * float((margins > 0).double().mean()))
-    assert all(found[name][name] == min(found[source][name] for source in networks) for name in networks)
-
-
 def test_queries_lie_between_the_optimum_and_the_clean_accuracy(pair: tuple[Tensor, Tensor]) -> None:
     images, labels = pair
     network = linear(0)
@@ -63,7 +49,5 @@ def test_queries_lie_between_the_optimum_and_the_clean_accuracy(pair: tuple[Tens
 
 
 def test_bad_values_are_refused(pair: tuple[Tensor, Tensor]) -> None:
-    with pytest.raises(InputError, match="no network"):
-        transfer_matrix({}, pair, eps=EPS, step=0.1)
     with pytest.raises(InputError, match="queries"):
         query_accuracy(linear(0), pair, eps=EPS, queries=0)
