@@ -70,12 +70,9 @@ def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str =
         Stopped: a signal asked to stop; everything is saved.
     """
     chosen = recipes.find(recipe)
-    if (
-        out is None
-        and Path(recipe if not isinstance(recipe, Recipe) else "").is_dir()
-        and str(recipe) not in recipes.RECIPES
-    ):
-        out = Path(str(recipe)) if str(recipe) else None
+    named = not isinstance(recipe, Recipe) and str(recipe) not in recipes.RECIPES
+    if out is None and named and Path(str(recipe)).is_dir():
+        out = Path(str(recipe))
     if overrides:
         chosen = recipes.override(chosen, overrides)
     fabric = _fabric(device)
