@@ -14,6 +14,18 @@ from anp_vs.training.run import Run, train
 __version__ = "0.1.0"
 
 __all__ = [
-    "AnpVsError", "DataError", "Gate", "InputError", "Run", "RunError", "attacks", "compact", "evaluate", "data", "insert_gates",
-    "load", "save", "train",
+    "AnpVsError",
+    "DataError",
+    "Gate",
+    "InputError",
+    "Run",
+    "RunError",
+    "attacks",
+    "compact",
+    "data",
+    "evaluate",
+    "insert_gates",
+    "load",
+    "save",
+    "train",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -45,11 +46,16 @@ def hardware() -> str:
 def commit() -> str | None:
     """The commit of the source tree this package runs from, with + when it has changes; None outside one."""
     folder = Path(__file__).resolve().parent
+    git = shutil.which("git")
+    if git is None:
+        return None
+
+    def ask(*words: str) -> str:
+        done = subprocess.run([git, "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 - fixed words
+        return done.stdout.strip()
+
     try:
-        run = lambda *words: subprocess.run(  # noqa: E731
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        return run("rev-parse", "HEAD") + ("+" if run("status", "--porcelain", "--", str(folder)) else "")
+        return ask("rev-parse", "HEAD") + ("+" if ask("status", "--porcelain", "--", str(folder)) else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

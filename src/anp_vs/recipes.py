@@ -30,7 +30,6 @@ from anp_vs.methods import (
 )
 from anp_vs.networks import NETWORKS
 
-
 LARGEST = 1_000_000
 """Largest count (epochs, steps, ...) a recipe may hold: more is a slip of the pen."""
 LARGEST_FILE = 100_000

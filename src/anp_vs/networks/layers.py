@@ -53,4 +53,5 @@ class Dropout(nn.Module):
         return features * keep.repeat(self.copies, *[1] * (features.dim() - 1))
 
     def extra_repr(self) -> str:
+        """The probability."""
         return f"{self.probability}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ class VGG16(nn.Module):
 
     input_shape = (3, 32, 32)
     latents = (*(f"features.gate{i}" for i in range(1, 14)), "fc1", "gate14")
-    gate_sites = {
+    gate_sites: ClassVar[dict[str, tuple[int, float]]] = {
         **{f"features.gate{i}": (width, 2.0) for i, width in enumerate(WIDTHS, 1)},
         "gate14": (512, -1.0),
     }

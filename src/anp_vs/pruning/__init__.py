@@ -1,0 +1,1 @@
+"""Gates, and taking pruned channels out of a network."""

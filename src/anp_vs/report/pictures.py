@@ -29,7 +29,7 @@ class Picture:
         title: heading.
         drawing: SVG.
         caption: what is seen, on how many images, under which attack.
-        data: the file that holds the figures.
+        data: the file that holds the figures, in the run directory.
     """
 
     title: str
@@ -54,7 +54,7 @@ class _Maker:
         self._count = 0
 
     def training(self) -> Iterator[Picture]:
-        lines, source = self.run.metrics, str(self.run.path / "metrics.jsonl")
+        lines, source = self.run.metrics, "metrics.jsonl"
         yield from self._picture(
             "Training loss", training_figures.losses(lines), source, "Means since the last entry of the log."
         )
@@ -124,7 +124,7 @@ class _Maker:
         return data
 
     def _file(self, name: str) -> str:
-        return str(place(self.run.path, name))
+        return place(self.run.path, name).relative_to(self.run.path).as_posix()
 
     def _picture(self, title: str, figure: Figure | None, source: str, caption: str) -> Iterator[Picture]:
         if figure is not None:
@@ -181,7 +181,7 @@ def of_group(runs: Sequence[RunRecord], key: str) -> tuple[list[Picture], list[s
             caption = f"PGD on the first {counts} test images, norm {first['norm']}, {first['protocol']}; one line a run."
             alt = f"{title} of {', '.join(run.label for run in diagnosed)}. {caption}"
             figure = compared_figures.against(diagnosed, what)
-            pictures.append(_picture(alt, title, figure, "RUN/diagnosis.json", caption, f"{key}-{what}"))
+            pictures.append(_picture(alt, title, figure, "diagnosis.json", caption, f"{key}-{what}"))
     for cost, label in COSTS.items():
         column, points = compared_figures.pareto_points(runs, cost)
         if not points:
@@ -194,5 +194,5 @@ def of_group(runs: Sequence[RunRecord], key: str) -> tuple[list[Picture], list[s
         title = f"Robust accuracy against {'MACs' if cost == 'macs' else cost}"
         alt = f"{title}. " + "; ".join(f"{p.label}: {p.accuracy:.2f} % at {p.cost:,.0f}" for p in points)
         figure = compared_figures.pareto(points, label, ACCURACIES[column])
-        pictures.append(_picture(alt, title, figure, "RUN/evaluation.json", caption, f"{key}-{cost}"))
+        pictures.append(_picture(alt, title, figure, "evaluation.json", caption, f"{key}-{cost}"))
     return pictures, lacking

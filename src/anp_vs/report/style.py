@@ -28,8 +28,8 @@ _METHODS = {
 }  # fmt: skip
 """Method -> its colour, marker and line: the same in every picture; ablations share a colour, dashed."""
 
-WIDTH = 5.0  # inches of 72 points: as wide as a phone shows without shrinking the text
-_LABEL, _TICK = 9.0, 8.0
+WIDTH = 4.5  # inches of 72 points: as wide as a phone shows without shrinking the text
+_LABEL, _TICK = 9.0, 8.5
 
 
 def look(method: str) -> dict[str, object]:

@@ -23,10 +23,8 @@ DIGITS = {"white_box_vulnerability": 3, "black_box_vulnerability": 3}
 def published() -> list[dict[str, Any]]:
     """The published rows: dataset, network, method and the columns, as numbers."""
     text = (resources.files("anp_vs.report") / "published.csv").read_text(encoding="utf-8")
-    rows = []
-    for line in csv.DictReader(text.splitlines()):
-        rows.append({k: v if k in ("dataset", "network", "method") else float(v) for k, v in line.items()})
-    return rows
+    words = ("dataset", "network", "method")
+    return [{k: v if k in words else float(v) for k, v in line.items()} for line in csv.DictReader(text.splitlines())]
 
 
 def cell(row: Mapping[str, Any], column: str) -> str:

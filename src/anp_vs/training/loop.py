@@ -355,7 +355,7 @@ class Trainer:
         Returns:
             How many units left.
         """
-        before = {name: parameter for name, parameter in self.network.named_parameters()}
+        before = dict(self.network.named_parameters())
         units = {name: gate.units for name, gate in gates(self.network).items()}
         kept = shrink(self.network, dead)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

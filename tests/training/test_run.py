@@ -1,0 +1,497 @@
+"""A run directory: whatever happens to the process or the disk, training ends where it would have ended anyway."""
+
+import json
+import math
+import random
+import signal
+import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from anp_vs import recipes, serialization
+from anp_vs.errors import DataError, InputError, RunError
+from anp_vs.training import checkpoint, run
+from anp_vs.training.loop import Trainer
+from anp_vs.training.run_directory import MetricsLog, RunDirectory
+from training.tiny import digits, equal, patched, prune_some, recipe, send, start, trainer
+
+# Gates that fall at once and stay, so that units leave during the run and the gates are fixed before its end.
+PRUNING = {"gate_lr": 2.0, "method": {"name": "anp-vs", "beta": 20.0}, "remove_after": 2}
+
+
+@pytest.fixture(autouse=True)
+def tiny() -> Iterator[None]:
+    with patched():
+        yield
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def tensors(path: Path) -> dict[str, bytes]:
+    """The saved networks: all of their bytes, and of the cards what does not tell the time."""
+    files = {file.name: file.read_bytes() for file in path.glob("*.safetensors")}
+    for card in path.glob("*.json"):
+        facts = json.loads(card.read_text())
+        facts.pop("train_seconds")
+        files[card.name] = json.dumps(facts).encode()
+    return files
+
+
+def same_run(left: Path, right: Path) -> None:
+    assert tensors(left) == tensors(right)
+    assert tensors(left)
+    assert (left / "metrics.jsonl").read_bytes() == (right / "metrics.jsonl").read_bytes()
+    assert (left / "recipe.yaml").read_bytes() == (right / "recipe.yaml").read_bytes()
+    assert not list(right.glob(".*"))
+
+
+def log_of(path: Path) -> list[dict[str, Any]]:
+    return MetricsLog.read(path / "metrics.jsonl")
+
+
+# -- start, stop, resume, finish ------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_networks_its_recipe_and_metrics_without_gap(path: Path) -> None:
+    done = run.train(recipe("anp-vs", **PRUNING), out=path, quiet=True)
+    assert recipes.load(path / "recipe.yaml") == recipe("anp-vs", **PRUNING)
+    lines = [line for line in log_of(path) if "message" not in line]
+    assert [line["step"] for line in lines] == [3, 4, 6, 8, 9, 12]
+    assert [line["epoch"] for line in lines] == [0, 0, 1, 1, 2, 2]
+    assert [line["step"] for line in lines if "robust_accuracy" in line] == [4, 8, 12]
+    assert done.metrics["clean_accuracy"] == lines[-1]["clean_accuracy"]
+    assert any("gates fixed" in line.get("message", "") for line in log_of(path))
+    images = digits().test.images.float() / 255
+    with torch.no_grad():
+        gated, small = done.network(images), serialization.load(path / "compact.safetensors")(images)
+    torch.testing.assert_close(gated, small, rtol=0, atol=1e-5)
+    assert any(file.stat().st_size for file in (path / "tensorboard").iterdir())
+
+
+def test_a_finished_run_is_loaded_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run.train(recipe(), out=path, quiet=True)
+    monkeypatch.setattr(run, "Trainer", None)
+    monkeypatch.setattr(run, "load_data", None)  # not even the data are needed
+    again = run.train(path, quiet=True)
+    equal(first.network.state_dict(), again.network.state_dict())
+    assert again.metrics == first.metrics
+    assert again.path == path
+
+
+class CrashError(Exception):
+    """The process dies here."""
+
+
+@pytest.mark.parametrize("method", ["anp-vs", "admm", "at-bnn"])
+def test_a_run_that_crashes_at_every_step_ends_as_the_one_that_does_not(
+    method: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(method, **(PRUNING if method == "anp-vs" else {}))
+    run.train(asked, out=tmp_path / "whole", quiet=True)
+    advance = Trainer.advance
+
+    def dying(training: Trainer) -> Any:
+        if training.step in left:
+            left.remove(training.step)
+            raise CrashError
+        return advance(training)
+
+    left = {2, 3, 5, 8, 11}
+    monkeypatch.setattr(Trainer, "advance", dying)
+    while left:
+        with pytest.raises(CrashError):
+            run.train(asked, out=path, quiet=True)
+        with (path / "metrics.jsonl").open("a") as metrics:
+            metrics.write('{"step": 99, "written": "after the checkp')
+    run.train(asked, out=path, quiet=True)
+    same_run(tmp_path / "whole", path)
+
+
+def test_a_crash_while_the_networks_are_saved_is_made_up_for(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe("anp-vs", **PRUNING)
+    run.train(asked, out=tmp_path / "whole", quiet=True)
+    real, left = serialization.write_atomically, list(range(4))
+
+    def dying(file: Path, content: bytes) -> None:
+        if file.suffix in (".safetensors", ".json") and left and len(seen) == left[0]:
+            left.pop(0)
+            raise CrashError
+        seen.append(file)
+        real(file, content)
+
+    monkeypatch.setattr(serialization, "write_atomically", dying)
+    while left:
+        seen: list[Path] = []
+        with pytest.raises(CrashError):
+            run.train(asked, out=path, quiet=True)
+        assert not RunDirectory(path).finished
+    seen = []
+    run.train(asked, out=path, quiet=True)
+    same_run(tmp_path / "whole", path)
+
+
+def test_a_damaged_network_is_made_again_from_the_checkpoint(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run.train(recipe(), out=path, quiet=True)
+    good = tensors(path)
+    (path / "network.safetensors").write_bytes(b"cut short")
+    run.train(path, quiet=True)
+    assert tensors(path) == good
+    assert "made again" in caplog.text
+
+
+def test_the_previous_checkpoint_is_used_when_the_last_is_damaged_and_it_is_said(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run.train(recipe(), out=tmp_path / "whole", quiet=True)
+    stopped_at(7, path, monkeypatch)
+    file = path / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:-100])
+    run.train(recipe(), out=path, quiet=True)
+    same_run(tmp_path / "whole", path)
+    assert "checkpoint.pt is damaged" in caplog.text
+    assert "previous checkpoint is used" in caplog.text
+
+
+def stopped_at(step: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = Trainer.advance
+
+    def dying(training: Trainer) -> Any:
+        if training.step == step:
+            raise CrashError
+        return advance(training)
+
+    with monkeypatch.context() as patch, pytest.raises(CrashError):
+        patch.setattr(Trainer, "advance", dying)
+        run.train(recipe(), out=path, quiet=True)
+
+
+def test_a_recipe_that_starts_from_another_trains_that_first_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = recipe("standard", name="t/first"), recipe("bp", name="t/second", start="t/first")
+    monkeypatch.setitem(recipes.RECIPES, "t/first", first)
+    begun: list[float] = []
+    real = Trainer.__init__
+
+    def noting(self: Trainer, asked: recipes.Recipe, *rest: Any, **options: Any) -> None:
+        real(self, asked, *rest, **options)
+        if asked.name == "t/second":
+            begun.append(float(self.network.fc2.weight.sum()))
+
+    monkeypatch.setattr(Trainer, "__init__", noting)
+    run.train(second, out=tmp_path / "t/second/seed0", quiet=True)
+    trained = serialization.load(tmp_path / "t/first/seed0/network.safetensors")
+    assert begun == [float(trained.fc2.weight.sum())]
+
+
+# -- refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_of_another_recipe_is_refused_by_the_fields_that_differ(path: Path) -> None:
+    run.train(recipe(), out=path, quiet=True)
+    before = tensors(path)
+    with pytest.raises(RunError, match="belongs to another recipe") as caught:
+        run.train(recipe("at", lr=0.5, attack={"eps": 0.2}), out=path, quiet=True)
+    message = str(caught.value)
+    assert "lr (0.003 there, 0.5 asked)" in message
+    assert "method.name ('standard' there, 'at' asked)" in message
+    assert "attack.eps (0.1 there, 0.2 asked)" in message
+    assert "batch_size" not in message
+    assert tensors(path) == before
+
+
+def test_the_data_may_have_moved(path: Path) -> None:
+    run.train(recipe(), out=path, quiet=True)
+    run.train(recipe(data_root="elsewhere"), out=path, quiet=True)
+
+
+def test_a_value_that_only_the_data_refuse_does_not_claim_the_directory(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunError, match="fewer than one batch"):
+        run.train(recipe(batch_size=500), out=path, quiet=True)
+    run.train(recipe(), out=path, quiet=True)
+
+
+def test_a_directory_in_use_is_refused_and_a_dead_process_leaves_no_lock(path: Path) -> None:
+    with RunDirectory(path), pytest.raises(RunError, match="in use by another process"):
+        run.train(recipe(), out=path, quiet=True)
+    process = start(recipe(epochs=1000), path)
+    try:
+        waited(path / "checkpoint.pt")
+        with pytest.raises(RunError, match="in use by another process"):
+            run.train(recipe(), out=path, quiet=True)
+    finally:
+        process.kill()
+        process.join()
+    with RunDirectory(path):
+        pass
+
+
+def waited(file: Path, process: BaseProcess | None = None, seconds: float = 120) -> None:
+    """Until a file is there."""
+    end = time.monotonic() + seconds
+    while not file.exists():
+        assert time.monotonic() < end, f"{file} did not come"
+        assert process is None or process.is_alive()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("place", ["file/run", "file"])
+def test_a_place_that_cannot_be_a_directory_is_refused(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written to"):
+        run.train(recipe(), out=tmp_path / place, quiet=True)
+
+
+def test_a_gpu_where_none_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="GPU was asked for"):
+        run.train(recipe(), out=path, device="cuda", quiet=True)
+    with pytest.raises(InputError, match="choose auto, cpu or cuda"):
+        run.train(recipe(), out=path, device="tpu", quiet=True)
+    assert not path.exists()
+
+
+def test_weights_for_another_number_of_classes_are_refused(path: Path, tmp_path: Path) -> None:
+    from anp_vs.networks import build
+
+    saved = serialization.save(build("lenet5-caffe", 7), tmp_path / "seven")
+    with pytest.raises(InputError, match="do not fit LeNet"):
+        run.train(recipe(start=str(saved)), out=path, quiet=True)
+    with pytest.raises(RunError, match="no saved network"):
+        run.train(recipe(start=str(tmp_path / "missing")), out=path, quiet=True)
+
+
+@pytest.mark.parametrize("what", ["other network", "no step", "nonsense"])
+def test_a_checkpoint_that_is_whole_but_does_not_belong_is_refused(what: str, path: Path) -> None:
+    run.train(recipe(), out=path, quiet=True)
+    (path / "network.json").unlink()  # not finished
+    state = checkpoint.read(path / "checkpoint.pt")
+    if what == "other network":
+        state["network"] = {"layer.weight": torch.ones(2)}
+    elif what == "no step":
+        del state["step"]
+    else:
+        state["weights_optimiser"]["param_groups"] = 3
+    checkpoint.save(path / "checkpoint.pt", state)
+    with pytest.raises(RunError, match="does not belong to this recipe or to this version"):
+        run.train(recipe(), out=path, quiet=True)
+
+
+def test_metrics_that_were_cut_or_changed_by_hand(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped_at(7, path, monkeypatch)
+    (path / "metrics.jsonl").write_text("")
+    with pytest.raises(RunError, match="shorter than its checkpoint says"):
+        run.train(recipe(), out=path, quiet=True)
+    for text in ("[1]\n", "{\n", "\xff\xfe\n", "[" * 100_000 + "\n"):
+        (path / "metrics.jsonl").write_text(text, encoding="latin-1")
+        with pytest.raises(RunError, match="metrics"):
+            MetricsLog.read(path / "metrics.jsonl")
+
+
+# -- the disk -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "checkpoint.pt", "network.safetensors", "recipe.yaml"])
+def test_a_disk_that_is_full_at_any_file_stops_the_run_and_it_goes_on_later(
+    file: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.train(recipe(), out=tmp_path / "whole", quiet=True)
+
+    def refused(*_: object, **__: object) -> None:
+        raise RunError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        if file == "metrics.jsonl":
+            patch.setattr(run, "MetricsLog", FullLog)
+        else:
+            real = checkpoint.write_atomically
+
+            def sometimes(target: Path, content: bytes) -> None:
+                (refused if target.name == file and (file != "checkpoint.pt" or target.exists()) else real)(target, content)
+
+            patch.setattr(checkpoint, "write_atomically", sometimes)
+            patch.setattr(serialization, "write_atomically", sometimes)
+        with pytest.raises(RunError, match="No space left on device"):
+            run.train(recipe(), out=path, quiet=True)
+    run.train(recipe(), out=path, quiet=True)
+    same_run(tmp_path / "whole", path)
+
+
+class FullLog(MetricsLog):
+    """The third line does not fit on the disk."""
+
+    lines = 0
+
+    def write(self, **values: Any) -> None:
+        self.lines += 1
+        if self.lines == 3:
+            import os
+
+            os.close(self._handle)
+            self._handle = os.open("/dev/full", os.O_WRONLY)
+        super().write(**values)
+
+
+# -- numbers that go wrong ------------------------------------------------------------------------------------
+
+
+def test_a_diverging_run_stops_with_its_last_good_checkpoint(path: Path) -> None:
+    with pytest.raises(RunError, match=r"The loss became|not finite"):
+        run.train(recipe(optimiser="sgd", lr=1e25, schedule="multistep"), out=path, quiet=True)
+    state, problem = checkpoint.read_latest(path / "checkpoint.pt")
+    if state is not None:
+        assert all(bool(value.isfinite().all()) for value in state["network"].values())
+    assert problem == ""
+    assert not RunDirectory(path).finished
+
+
+def test_weights_that_are_not_finite_never_reach_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = Trainer.advance
+
+    def spoiling(training: Trainer) -> Any:
+        report = advance(training)
+        if training.step == 5:
+            with torch.no_grad():
+                training.network.fc2.bias[3] = math.nan
+        return report
+
+    monkeypatch.setattr(Trainer, "advance", spoiling)
+    with pytest.raises(RunError, match=r"fc2\.bias holds values that are not finite after step 5"):
+        run.train(recipe(), out=path, quiet=True)
+    assert checkpoint.read(path / "checkpoint.pt")["step"] == 4
+
+
+def test_a_gate_that_collapses_is_said_once_even_when_the_run_is_resumed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = Trainer.advance
+    crash = [6]
+
+    def closing(training: Trainer) -> Any:
+        if training.step == 2:
+            with torch.no_grad():
+                training.network.gate2.a_uc.fill_(-12.0)
+        if [training.step] == crash:
+            crash.clear()
+            raise CrashError
+        return advance(training)
+
+    monkeypatch.setattr(Trainer, "advance", closing)
+    asked = recipe("anp-vs", remove_after=0, decide_at=1.0)
+    with pytest.raises(CrashError):
+        run.train(asked, out=path, quiet=True)
+    run.train(asked, out=path, quiet=True)
+    said = [line for line in log_of(path) if "every unit of gate2" in line.get("message", "")]
+    assert [line["step"] for line in said] == [3]
+
+
+# -- signals --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)
+def test_a_signal_saves_and_ends_the_process_and_the_run_goes_on_from_there(
+    number: signal.Signals, path: Path, tmp_path: Path
+) -> None:
+    asked = recipe("anp-vs", **PRUNING | {"epochs": 6})
+    process = start(asked, path, seconds=3600.0)  # nothing is saved unless the signal does it
+    waited(path / "metrics.jsonl", process)
+    while not log_of(path):
+        time.sleep(0.005)
+    send(process, number)
+    process.join(60)
+    assert process.exitcode == 130, (path.parent / "output").read_text()
+    stopped = checkpoint.read(path / "checkpoint.pt")["step"]
+    assert 0 < stopped < 24
+    run.train(asked, out=path, quiet=True)
+    run.train(asked, out=tmp_path / "whole", quiet=True)
+    same_run(tmp_path / "whole", path)
+
+
+@pytest.mark.parametrize("method", ["anp-vs", "at-bnn"])
+def test_a_signal_during_validation_does_not_wait_for_its_end(
+    method: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(method, **(PRUNING if method == "anp-vs" else {}))
+    run.train(asked, out=tmp_path / "whole", quiet=True)
+    monkeypatch.setattr("anp_vs.training.loop.VALIDATION_BATCH", 8)  # another, so that there are several
+    real, asks = run._signals, 0
+
+    def counting(training: Trainer, stop: Any = lambda: False) -> Any:
+        nonlocal asks
+        asks += 1
+        return None if asks in (1, 3) else validate(training, stop)
+
+    validate = Trainer.validate
+    monkeypatch.setattr(Trainer, "validate", counting)
+    monkeypatch.setattr(run, "_signals", lambda: Asked(real, lambda: asks in (1, 3)))
+    monkeypatch.setattr("anp_vs.training.loop.VALIDATION_BATCH", 125)
+    for step in (4, 8):
+        with pytest.raises(run.Stopped, match=f"Stopped at step {step} of 12"):
+            run.train(asked, out=path, quiet=True)
+    run.train(asked, out=path, quiet=True)
+    same_run(tmp_path / "whole", path)
+
+
+class Asked:
+    """In the place of the handlers of signals: asked to stop when a condition holds."""
+
+    def __init__(self, _: object, condition: Any) -> None:
+        self.is_set = condition
+
+    def __enter__(self) -> "Asked":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_validation_stops_between_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anp_vs.training.loop.VALIDATION_BATCH", 8)
+    training, asks = trainer(), 0
+
+    def third() -> bool:
+        nonlocal asks
+        asks += 1
+        return asks == 3
+
+    assert training.validate(third) is None
+    assert asks == 3
+
+
+# -- SIGKILL --------------------------------------------------------------------------------------------------
+
+
+def test_killed_at_random_instants_a_run_ends_bit_for_bit_the_same(path: Path, tmp_path: Path) -> None:
+    """The short form of benchmarks/crash.py."""
+    asked = recipe("anp-vs", **PRUNING | {"epochs": 6})
+    began = time.monotonic()
+    whole = start(asked, tmp_path / "whole")
+    whole.join()
+    assert whole.exitcode == 0
+    length = time.monotonic() - began
+    draws, kills = random.Random(1), 0
+    while True:
+        process = start(asked, path)
+        process.join(0.1 + draws.random() * length / 3)
+        if process.exitcode is None:
+            kills += 1
+        elif process.exitcode == 0:
+            break
+        process.kill()
+        process.join()
+        assert kills < 50
+    assert kills
+    same_run(tmp_path / "whole", path)
