@@ -52,9 +52,7 @@ def markdown() -> str:
 
 def main() -> None:
     """Parse and do."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--markdown", action="store_true")
     asked = parser.parse_args()

@@ -26,9 +26,7 @@ STOPPED = 130
 
 def main() -> int:
     """Work through the plan for one slice; returns 0 when all is done, 3 when another slice is needed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run directories")
     parser.add_argument("--minutes", type=float, default=8.5, help="length of a slice")

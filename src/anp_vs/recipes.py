@@ -414,7 +414,7 @@ RECIPES: dict[str, Recipe] = {
         "mnist-cpu", MNIST_CPU,
         _methods(12.0, 1e-3, bp=BP(beta=12.0)),
         {
-            "standard": {"epochs": 3}, "bp": {"epochs": 4}, "at": {"epochs": 6}, "black-box-source": {"epochs": 4},
+            "standard": {"epochs": 3}, "bp": {"epochs": 4}, "at": {"epochs": 5}, "black-box-source": {"epochs": 4},
             "trades": {"epochs": 8}, "at-bnn": {"epochs": 8}, "admm": {"epochs": 6}, "at-vs": {"epochs": 8},
             "pretraining": {"data": "digits", "epochs": 40}, "pretrained-at": {"epochs": 4, "lr": 3e-4},
         },

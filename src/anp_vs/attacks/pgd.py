@@ -119,7 +119,7 @@ def ascend(
     """
     current = start.detach().clone()
     for _ in range(steps):
-        direction = input_gradient(network, current, labels, loss_fn, draws).sign_()
+        direction = input_gradient(network, current, labels, loss_fn, draws).sign()
         current = current.detach().add_(direction, alpha=step)
         torch.clamp(current, lower, upper, out=current)
     return current

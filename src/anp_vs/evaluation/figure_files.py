@@ -76,9 +76,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}); delete it and measure again.") from error
     if not isinstance(values, dict):
-        raise RunError(
-            f"{path} holds no JSON object but {type(values).__name__}; delete it and measure again."
-        )
+        raise RunError(f"{path} holds no JSON object but {type(values).__name__}; delete it and measure again.")
     return values
 
 

@@ -162,9 +162,7 @@ def maps(exhibit: Exhibit) -> dict[str, Any]:
         before, after = (exhibit.network(x).argmax(1) for x in (clean, attacked))
     right = before == labels
     chosen = [
-        int(which.nonzero()[0])
-        for which in (right & (after != labels), right & (after == labels))
-        if which.any()
+        int(which.nonzero()[0]) for which in (right & (after != labels), right & (after == labels)) if which.any()
     ]
     chosen = (chosen + [i for i in range(count) if i not in chosen])[:_SHOWN]
     moved = found.distortion.flatten(1).mean(1)

@@ -44,9 +44,7 @@ def measure_missing(
         DataError: a data set is not there.
     """
     if images < 1 or not seconds >= 0:
-        raise InputError(
-            f"images is {images} and seconds {seconds}; give at least one image and no negative time."
-        )
+        raise InputError(f"images is {images} and seconds {seconds}; give at least one image and no negative time.")
     clock = _Clock(seconds)
     left_out: list[str] = []
     cheap = [m for m in measurements() if m.name != DIAGNOSIS]

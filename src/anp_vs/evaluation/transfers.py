@@ -55,9 +55,7 @@ def craft(exhibit: Exhibit) -> Crafted:
     return Crafted(facts, exhibit.adversarial)
 
 
-def judge(
-    target: Path, crafted: Sequence[Crafted], images: int = IMAGES, data_root: str | None = None
-) -> None:
+def judge(target: Path, crafted: Sequence[Crafted], images: int = IMAGES, data_root: str | None = None) -> None:
     """Classify the images made on each source and keep the accuracies in the target's figures/transfer.json.
 
     A row for each source holds its `facts` and `accuracy`, in percent over all the images, misclassified without

@@ -51,9 +51,7 @@ def against(runs: Sequence[RunRecord], what: str) -> Figure:
         for eps in radii:
             axes.axvline(eps, color=MUTED, linewidth=0.8, linestyle="--")
     axes.set_ylim(-2, 102)
-    name_axes(
-        axes, "PGD steps" if what == "steps" else "eps (dashed: the attack of the tables)", "accuracy, %"
-    )
+    name_axes(axes, "PGD steps" if what == "steps" else "eps (dashed: the attack of the tables)", "accuracy, %")
     legend(axes, columns=3)
     return figure
 

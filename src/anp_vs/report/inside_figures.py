@@ -26,9 +26,7 @@ def units_left(data: Data) -> Figure:
     axes.barh(places, [100.0] * len(layers), color=GRID, height=0.66)
     axes.barh(places, shares, color=SERIES[0], height=0.66)
     for place, layer in zip(places, layers, strict=True):
-        axes.text(
-            101.5, place, f"{layer['left']:,} / {layer['original']:,}", va="center", color=INK, fontsize=8
-        )
+        axes.text(101.5, place, f"{layer['left']:,} / {layer['original']:,}", va="center", color=INK, fontsize=8)
     axes.set_yticks(places, [layer["path"] for layer in layers])
     axes.set_xlim(0, 140)
     axes.set_xticks([0, 25, 50, 75, 100])
@@ -100,9 +98,7 @@ def surface(data: Data) -> Figure:
     along, aside, loss = data["along"], data["aside"], np.array(data["loss"])
     half = (along[1] - along[0]) / 2
     box = (aside[0] - half, aside[-1] + half, along[0] - half, along[-1] + half)
-    image = axes.imshow(
-        loss, origin="lower", extent=box, aspect="equal", cmap="viridis", interpolation="nearest"
-    )
+    image = axes.imshow(loss, origin="lower", extent=box, aspect="equal", cmap="viridis", interpolation="nearest")
     lines = axes.contour(aside, along, loss, levels=6, colors="white", linewidths=0.6, alpha=0.8)
     axes.clabel(lines, fontsize=7, fmt="%.2g")
     axes.add_patch(Rectangle((-1, -1), 2, 2, fill=False, edgecolor="white", linewidth=1.2, linestyle="--"))

@@ -39,8 +39,7 @@ def matrix(runs: Sequence[RunRecord]) -> Matrix:
     images = max(set(counts), key=counts.count) if counts else 0
     same = [data if data is not None and data["images"] == images else None for data in kept]
     found = [
-        {cell["network_sha256"]: float(cell["accuracy"]) for cell in data["sources"]} if data else {}
-        for data in same
+        {cell["network_sha256"]: float(cell["accuracy"]) for cell in data["sources"]} if data else {} for data in same
     ]
     cells = tuple(tuple(of_target.get(run.card["sha256"]) for of_target in found) for run in runs)
     labels = tuple(run.label for run in runs)

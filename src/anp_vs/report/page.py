@@ -11,13 +11,14 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from anp_vs import recipes
+from anp_vs import __version__, recipes
 from anp_vs.errors import RunError
-from anp_vs.provenance import command, versions
-from anp_vs.report import pictures
+from anp_vs.provenance import command
+from anp_vs.report.group_pictures import of_group
 from anp_vs.report.matrix import Matrix, matrix
 from anp_vs.report.pictures import Picture
 from anp_vs.report.rows import BETTER, Block, blocks
+from anp_vs.report.run_pictures import of_run
 from anp_vs.report.runs import RunRecord, find_runs, read_runs
 from anp_vs.training.checkpoint import write_atomically
 
@@ -89,9 +90,7 @@ def write_report(places: Sequence[Path], out: Path) -> Path:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(
-            f"{out.parent} cannot be made: {error.strerror}. Choose another place with --out."
-        ) from error
+        raise RunError(f"{out.parent} cannot be made: {error.strerror}. Choose another place with --out.") from error
     write_atomically(out, page.encode("utf-8"))
     return out
 
@@ -115,7 +114,7 @@ def render(runs: Sequence[RunRecord]) -> str:
         chapters=[_chapter(run, f"r{number}") for number, run in enumerate(runs)],
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         command=command(),
-        version=versions()["anp-vs"],
+        version=__version__,
     )
 
 
@@ -148,37 +147,37 @@ def _groups(runs: Sequence[RunRecord]) -> list[Group]:
         found.setdefault((run.recipe.data, run.recipe.test_attack), []).append(run)
     groups = []
     for number, (key, members) in enumerate(found.items()):
-        drawn, lacking = pictures.of_group(members, f"g{number}")
         title = f"{data_name(key[0])}, eps {key[1].eps:.4g}"
+        drawn, lacking = of_group(members, f"g{number}", title)
         groups.append(Group(title, members, drawn, lacking, matrix(members)))
     return groups
 
 
 def _chapter(run: RunRecord, key: str) -> Chapter:
-    drawn, absent = pictures.of_run(run, key)
+    drawn, absent = of_run(run, key)
     signs = list(run.diagnosis["signs"]) if run.diagnosis else []
     recipe = yaml.safe_dump(recipes.to_dict(run.recipe), sort_keys=False)
-    return Chapter(
-        run, key, drawn, absent, sorted(signs, key=lambda s: not s["suspicious"]), facts(run), recipe
-    )
+    return Chapter(run, key, drawn, absent, sorted(signs, key=lambda s: not s["suspicious"]), facts(run), recipe)
 
 
 def facts(run: RunRecord) -> dict[str, str]:
-    """Where a run's figures come from: each measurement with its command, commit and hardware."""
+    """Where a run's figures come from: what was measured by the same command, on the same commit, as one."""
     found = {"directory": str(run.path), "network": f"sha256 {run.card['sha256'][:16]}…"}
     if run.card.get("train_seconds") is not None:
-        found["training"] = f"{run.card['train_seconds']:,.0f} s, with {_words(run.card.get('versions', {}))}"
+        found["training"] = f"{run.card['train_seconds']:,.0f} s; {_words(run.card.get('versions', {}))}"
     sources: list[tuple[str, Mapping[str, Any]]] = [
-        (f"evaluation, {row['protocol']}", row) for row in run.evaluations
+        *((f"evaluation, {row['protocol']}", row) for row in run.evaluations),
+        *([("diagnosis", run.diagnosis)] if run.diagnosis else []),
+        *((f"figures/{name}.json", data) for name, data in run.figures.items()),
     ]
-    sources += [("diagnosis", run.diagnosis)] if run.diagnosis else []
-    sources += [(f"figures/{name}.json", data) for name, data in run.figures.items()]
+    together: dict[str, list[str]] = {}
     for name, data in sources:
-        found[name] = (
+        words = (
             f"{data.get('command', 'unknown command')}; commit {data.get('commit') or 'unknown'}; "
             f"{data.get('hardware', 'unknown hardware')}; {_words(data.get('versions', {}))}"
         )
-    return found
+        together.setdefault(words, []).append(name)
+    return found | {", ".join(names): words for words, names in together.items()}
 
 
 def _words(values: Mapping[str, Any]) -> str:

@@ -117,9 +117,7 @@ def blocks(runs: Sequence[RunRecord]) -> list[Block]:
 def _fill(block: Block, members: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> None:
     groups: dict[str, list[tuple[RunRecord, Mapping[str, Any]]]] = {}
     for run, row in members:
-        groups.setdefault(json.dumps(_configuration(row["recipe_values"]), sort_keys=True), []).append(
-            (run, row)
-        )
+        groups.setdefault(json.dumps(_configuration(row["recipe_values"]), sort_keys=True), []).append((run, row))
     lines = [_line(group) for group in groups.values()]
     paper = [row for row in published() if (row["dataset"], row["network"]) == (block.dataset, block.network)]
     rows = {row["method"]: _published_line(row) for row in paper}
@@ -191,11 +189,7 @@ def _cell(column: str, rows: Sequence[Mapping[str, Any]]) -> Cell:
         if counts and counts != [having[0].get("images")]:
             notes.append("on " + " or ".join(f"{count:,}" for count in counts) + " images")
     if column == "memory_percent":
-        slips = [
-            float(row["memory_percent_repeat_dense"])
-            for row in having
-            if "memory_percent_repeat_dense" in row
-        ]
+        slips = [float(row["memory_percent_repeat_dense"]) for row in having if "memory_percent_repeat_dense" in row]
         if slips and abs(fmean(slips) - fmean(values)) > 0.005:
             notes.append(f"{fmean(slips):.2f} counted as published")
     return Cell(fmean(values), spread, "; ".join(notes), decimals=DECIMALS.get(column, 2))

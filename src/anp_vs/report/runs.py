@@ -59,9 +59,7 @@ def find_runs(places: Sequence[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for place in places or [ROOT]:
         if not place.is_dir():
-            raise RunError(
-                f"There is no run directory {place}; train one (anp-vs train RECIPE) or name another."
-            )
+            raise RunError(f"There is no run directory {place}; train one (anp-vs train RECIPE) or name another.")
         below = sorted(file.parent for file in place.rglob("recipe.yaml"))
         finished = [path for path in below if RunDirectory(path).finished]
         if not finished:
@@ -89,9 +87,7 @@ def read_run(path: Path) -> RunRecord:
     try:
         metrics = MetricsLog.read(run.metrics)
     except (OSError, ValueError) as error:
-        raise RunError(
-            f"{run.metrics} is damaged ({error}); delete it to report without training curves."
-        ) from error
+        raise RunError(f"{run.metrics} is damaged ({error}); delete it to report without training curves.") from error
     return RunRecord(
         path=path,
         label=f"{recipe.name} seed {recipe.seed}",

@@ -95,9 +95,7 @@ def svg(figure: Figure, alt: str, key: str) -> Markup:
     """
     file = io.BytesIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "anp-vs"}):
-        figure.savefig(
-            file, format="svg", transparent=True, dpi=144, metadata=dict.fromkeys(("Date", "Creator"))
-        )
+        figure.savefig(file, format="svg", transparent=True, dpi=144, metadata=dict.fromkeys(("Date", "Creator")))
     text = file.getvalue().decode("utf-8")
     text = text[text.index("<svg ") :]
     for pattern, put in _REWRITES:

@@ -39,9 +39,7 @@ def beside_published(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table("row", *columns.values(), box=None, pad_edge=False)
     known = {(row["dataset"], row["method"]): row for row in published()}
     for row in rows:
-        label = f"{row['method']}" + (
-            f" ({row['images']} images)" if row.get("images") not in (None, 10_000) else ""
-        )
+        label = f"{row['method']}" + (f" ({row['images']} images)" if row.get("images") not in (None, 10_000) else "")
         table.add_row(label, *(cell(row, column) for column in columns))
         comparable = row["dataset"] == "mnist" or row.get("protocol") == "released-code"
         if comparable and (paper := known.get((row["dataset"], row["method"]))):
@@ -52,6 +50,4 @@ def beside_published(rows: Sequence[Mapping[str, Any]]) -> Table:
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print measured rows beside the published ones; wide when the output is a file or a pipe."""
     console = Console(highlight=False)
-    Console(highlight=False, width=console.width if console.is_terminal else 160).print(
-        beside_published(rows)
-    )
+    Console(highlight=False, width=console.width if console.is_terminal else 160).print(beside_published(rows))

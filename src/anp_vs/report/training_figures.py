@@ -46,9 +46,7 @@ def losses(lines: Lines) -> Figure | None:
 def accuracies(lines: Lines) -> Figure | None:
     """Accuracies against epochs."""
     curves = {label: (curve(lines, name), n, line) for name, (label, n, line) in ACCURACIES.items()}
-    return _drawn(
-        lines, {label: values for label, values in curves.items() if values[0][0]}, "accuracy, %", (0, 101)
-    )
+    return _drawn(lines, {label: values for label, values in curves.items() if values[0][0]}, "accuracy, %", (0, 101))
 
 
 def sparsity(lines: Lines) -> Figure | None:
@@ -66,9 +64,7 @@ def _drawn(
     figure, (axes,) = panel()
     for label, ((x, y), number, line) in curves.items():
         marker = "o" if len(x) == 1 else ""
-        axes.plot(
-            x, y, color=SERIES[number], linestyle=line, linewidth=1.4, marker=marker, label=label or None
-        )
+        axes.plot(x, y, color=SERIES[number], linestyle=line, linewidth=1.4, marker=marker, label=label or None)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if limits:
