@@ -241,8 +241,9 @@ def _original_units(card: dict[str, Any], path: Path) -> dict[str, int]:
 
 def _fit(network: nn.Module, state: dict[str, Tensor], original: dict[str, int]) -> None:
     """Give a network the shapes and values of a saved one."""
-    if original and not gates(network):
-        insert_gates(network)
+    sites = getattr(network, "gate_sites", None)
+    if sites and not gates(network) and sites.keys() <= original.keys():
+        insert_gates(network)  # gates elsewhere come with the shapes
     resize(network, state)
     for place, gate in gates(network).items():
         gate.original_units = max(original.get(place, 0), gate.units)

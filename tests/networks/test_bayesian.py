@@ -19,9 +19,7 @@ def lenet(initial_rho: float = -3.0) -> nn.Module:
 def test_every_convolution_and_dense_layer_is_converted_and_weights_double(name: str, layers: int) -> None:
     network = build(name)
     plain = {k: v.clone() for k, v in network.state_dict().items()}
-    weights = sum(
-        p.numel() for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) for p in m.parameters()
-    )
+    weights = sum(p.numel() for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) for p in m.parameters())
     before = sum(p.numel() for p in network.parameters())
     make_bayesian(network, 1.0, -3.0)
     assert len(bayesian_layers(network)) == layers
@@ -76,9 +74,7 @@ def test_a_batch_meets_one_draw() -> None:
 
 
 def test_a_convolution_draws_as_a_dense_layer_of_the_same_weights() -> None:
-    conv = make_bayesian(
-        nn.Sequential(nn.Conv2d(3, 5, 4, stride=2, padding=1, dilation=2, groups=1)), 1.0, -1.0
-    )[0]
+    conv = make_bayesian(nn.Sequential(nn.Conv2d(3, 5, 4, stride=2, padding=1, dilation=2, groups=1)), 1.0, -1.0)[0]
     images = torch.rand(2, 3, 12, 12)
     torch.manual_seed(3)
     result = conv(images)

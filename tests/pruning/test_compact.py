@@ -1,6 +1,7 @@
 """Compaction and shrinking of the built-in networks: the same function, and exactly the size that is left."""
 
 import copy
+import itertools
 import logging
 from functools import cache
 
@@ -47,9 +48,7 @@ def test_compact_lenet_is_the_gated_network_for_any_pattern(pattern: tuple[int, 
     alive = {name: gate.alive() for name, gate in gates(network).items()}
     first, second, dense = (int(alive[name].sum()) for name in ("gate1", "gate2", "gate4"))
     flat = alive["gate3"] & alive["gate2"].repeat_interleave(16)
-    needed = alive["gate2"] & alive["gate3"].view(50, 16).any(
-        1
-    )  # a channel all of whose pixels are dropped goes
+    needed = alive["gate2"] & alive["gate3"].view(50, 16).any(1)  # a channel all of whose pixels are dropped goes
     columns, second = (int(flat.sum()), int(needed.sum())) if flat.any() else (1, 1)
     wanted = first * 26 + second * (25 * first + 1) + dense * (columns + 1) + 10 * (dense + 1)
     assert parameters(small) == wanted
@@ -64,7 +63,7 @@ def test_compact_vgg_is_the_gated_network_for_any_pattern(pattern: tuple[int, di
     assert no_gate_left(small)
     assert_same_function(network, small, images_for(network))
     widths = [3, *(int(gate.alive().sum()) for gate in gates(network).values())]
-    wanted = sum(out * (9 * inputs + 3) for inputs, out in zip(widths[:13], widths[1:14], strict=True))
+    wanted = sum(out * (9 * inputs + 3) for inputs, out in itertools.pairwise(widths[:14]))
     wanted += widths[14] * (widths[13] + 3) + 10 * (widths[14] + 1)
     assert parameters(small) == wanted
 

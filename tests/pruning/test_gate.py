@@ -66,9 +66,7 @@ def test_expectation_and_divergence_are_the_integrals_over_the_posterior(a_uc: f
 
     def integral(of: Callable[[float], float]) -> float:
         ends = [0, min(b, 1.0) / 100, min(b, 1.0), 10 * min(b, 1.0), 60]
-        parts = (
-            integrate.quad(of, *ends[i : i + 2], limit=200, epsabs=1e-13, epsrel=1e-10)[0] for i in range(4)
-        )
+        parts = (integrate.quad(of, *ends[i : i + 2], limit=200, epsabs=1e-13, epsrel=1e-10)[0] for i in range(4))
         return float(sum(parts))
 
     expected = integral(lambda v: float(np.exp(-v + log_pi(v))))

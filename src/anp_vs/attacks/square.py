@@ -15,17 +15,9 @@ from anp_vs.attacks.prediction import averaged, checked, predict
 from anp_vs.errors import InputError
 
 _CHUNK = 100  # queries whose random numbers are drawn together; broken images leave the batch in between
-_HALVINGS = (
-    10,
-    50,
-    200,
-    500,
-    1000,
-    2000,
-    4000,
-    6000,
-    8000,
-)  # queries after which the window's area is halved
+# Queries after which the windows' area is halved.
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_FULL_SCHEDULE = 5000  # with fewer queries than these, the halvings come proportionally earlier
 
 
 def square(
@@ -51,7 +43,7 @@ def square(
         eps: radius in pixel units, >= 0; 0 returns the images.
         norm: of the ball, "inf", "2" or "1".
         queries: images shown to the network for each image that is not broken, >= 1.
-        share: of an image's pixels in the first windows, in (0, 1]; halved after fixed numbers of queries.
+        share: of an image's pixels in the first windows, in (0, 1]; halved as the search goes on.
         draws: passes averaged in each query, for a network that is random in evaluation mode.
         generator: of the search.
 
@@ -81,13 +73,14 @@ def square(
         best = _first(images[rows], eps, norm, select(generator, rows))
         margin = losses.margin(predict(attacked, best), labels[rows])
         found.offer(rows, best, margin)
+        pace = min(1.0, queries / _FULL_SCHEDULE)
         for begin in range(1, queries, _CHUNK):
             count = min(_CHUNK, queries - begin)
             clean, target = images[rows], labels[rows]
             random = uniform((len(rows), count, 5 + images.shape[1]), select(generator, rows), images)
             propose = _Proposals(clean, eps, norm)
             for query in range(count):
-                area = share * 0.5 ** sum(begin + query > limit for limit in _HALVINGS)
+                area = share * 0.5 ** sum(begin + query > limit * pace for limit in _HALVINGS)
                 candidate = propose(best, area, random[:, query])
                 reached = losses.margin(attacked(candidate), target)
                 better = reached > margin

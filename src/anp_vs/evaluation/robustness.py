@@ -69,7 +69,7 @@ def evaluate(
     The white-box images are computed once: the accuracy and the vulnerability are taken on the same ones,
     made from all images whether they were classified correctly or not, as in the published tables. The
     strongest figure counts an image only if it is classified correctly clean, under that attack, under
-    `restarts` - 1 more random starts of it, and under `restarts` PGD runs of 100 steps on the margin.
+    `restarts` - 1 more random starts of it, and under a PGD run of 100 steps on the margin.
 
     Args:
         network: any module, float images N x C x H x W in [0, 1] to logits N x K; not changed.
@@ -78,7 +78,7 @@ def evaluate(
         step: length of its steps, in pixel units, > 0.
         steps: their number, >= 1.
         norm: of the ball, "inf", "2" or "1".
-        restarts: random starts of each attack of the strongest figure, >= 1.
+        restarts: random starts on the cross-entropy in the strongest figure, >= 1.
         source: a separately trained network on which the black-box images are made.
         gated: when `network` is the compact form of a gated network, the gated one: its features are where
             the vulnerability is measured, and its gates give the published cost columns.

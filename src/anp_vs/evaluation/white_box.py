@@ -73,19 +73,19 @@ def strongest(
     first: Tensor,
     restarts: int,
 ) -> Tensor:
-    """For each image the worst of many PGD runs: cross-entropy and margin, several starts, a longer run.
+    """For each image the worst of many PGD runs: cross-entropy from several starts, and a longer run on the margin.
 
     An image that is misclassified already is not attacked further.
 
     Args:
-        attacker: its budget is used for cross-entropy; the runs on the margin have at least 100 steps, no
+        attacker: its budget is used for cross-entropy; the run on the margin has at least 100 steps, no
             longer than eps / 4.
         subject: attacked.
         images: clean, as the network is shown them.
         labels: int64, N.
         start: number of the batch's first image.
         first: the images of a first run of `attacker`.
-        restarts: random starts on each loss, `first` being one on cross-entropy.
+        restarts: random starts on cross-entropy, of which `first` is one.
 
     Returns:
         For each image the one with the largest margin of a wrong class, the clean one included.
@@ -106,7 +106,7 @@ def strongest(
         step=min(attacker.budget.step, eps / 4) if eps else attacker.budget.step,
     )
     runs = [("ce", attacker.budget, repeat) for repeat in range(1, restarts)]
-    runs += [("margin", longer, repeat) for repeat in range(restarts)]
+    runs += [("margin", longer, 0)]
     for loss, budget, repeat in runs if eps else []:
         left = found.pending()
         if not len(left):

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from anp_vs.report.runs import RunRecord
 from anp_vs.report.style import CARD, MUTED, legend, look, name_axes, panel
@@ -114,6 +114,11 @@ def pareto(points: Sequence[Point], cost: str, accuracy: str) -> Figure:
                   markeredgecolor=CARD, markeredgewidth=0.8, **style)  # fmt: skip
     axes.set_xscale("log")
     axes.margins(0.12)
+    costs = [point.cost for point in points]
+    subs = (1.0, 2.0, 5.0) if max(costs) < 100 * min(costs) else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     name_axes(axes, cost, accuracy)
     legend(axes, columns=3)
     return figure

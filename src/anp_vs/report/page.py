@@ -28,7 +28,10 @@ HEADINGS = {
     "black_box_vulnerability": "V black-box", "memory_percent": "memory %", "flops_reduction": "FLOPs ×",
     "sparsity_percent": "sparsity %", "parameters": "parameters", "macs": "MACs",
 }  # fmt: skip
-NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "Digits"}
+NAMES = {
+    "mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "Digits",
+    "lenet5-caffe": "LeNet-5-Caffe", "vgg16": "VGG-16",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,30 +106,34 @@ def render(runs: Sequence[RunRecord]) -> str:
     )  # fmt: skip
     environment.filters["heat"] = _heat
     tables = blocks(runs)
+    chapters = [_chapter(run, f"r{number}") for number, run in enumerate(runs)]
+    diagnosed = [chapter for chapter in chapters if chapter.run.diagnosis is not None]
     return environment.get_template("report.html").render(
         runs=runs,
-        data=", ".join(dict.fromkeys(data_name(run.recipe.data) for run in runs)),
+        data=", ".join(dict.fromkeys(title_of(run.recipe.data) for run in runs)),
         tables=[(block, table_title(block), conditions(block)) for block in tables],
         headings=HEADINGS,
         better=BETTER,
-        unevaluated=[run for run in runs if not run.evaluations],
+        unevaluated=[run for run in runs if not run.evaluations and run.row != "black-box-source"],
+        diagnosed=sorted(diagnosed, key=lambda chapter: not any(sign["suspicious"] for sign in chapter.signs)),
+        undiagnosed=[run for run in runs if run.diagnosis is None],
         groups=_groups(runs),
-        chapters=[_chapter(run, f"r{number}") for number, run in enumerate(runs)],
+        chapters=chapters,
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         command=command(),
         version=__version__,
     )
 
 
-def data_name(data: str) -> str:
-    """A data set's name as people write it."""
-    return NAMES.get(data, data)
+def title_of(name: str) -> str:
+    """The name of a data set or network as people write it."""
+    return NAMES.get(name, name)
 
 
 def table_title(block: Block) -> str:
     """Heading of a table."""
     table = f", recipes {block.table}" if block.table else ""
-    return f"{data_name(block.dataset)}, {block.network}{table}: {block.conditions['protocol']}"
+    return f"{title_of(block.dataset)}, {title_of(block.network)}{table}: {block.conditions['protocol']}"
 
 
 def conditions(block: Block) -> str:
@@ -135,7 +142,7 @@ def conditions(block: Block) -> str:
     return (
         f"Protocol {known['protocol']}. White-box and black-box: PGD-{known['steps']}, norm {known['norm']}, eps "
         f"{known['eps']:.4g}, steps of {known['step']:.4g}. Strongest PGD: the worst of {known['restarts']} starts of it and "
-        f"{known['restarts']} longer runs on the margin. The first {known['images']:,} test images. V: mean |z − z̃| "
+        f"one run of at least 100 steps on the margin. The first {known['images']:,} test images. V: mean |z − z̃| "
         f"({known['reduction']}). Parameters and MACs are those of the network that is attacked; memory, FLOPs and sparsity "
         f"are counted as in the published tables."
     )
@@ -147,7 +154,7 @@ def _groups(runs: Sequence[RunRecord]) -> list[Group]:
         found.setdefault((run.recipe.data, run.recipe.test_attack), []).append(run)
     groups = []
     for number, (key, members) in enumerate(found.items()):
-        title = f"{data_name(key[0])}, eps {key[1].eps:.4g}"
+        title = f"{title_of(key[0])}, eps {key[1].eps:.4g}"
         drawn, lacking = of_group(members, f"g{number}", title)
         groups.append(Group(title, members, drawn, lacking, matrix(members)))
     return groups

@@ -45,11 +45,13 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """As it is printed."""
-        if self.value is None:
-            return "not measured"
-        spread = "" if self.spread is None else f" ± {self.spread:,.{self.decimals}f}"
-        return f"{self.value:,.{self.decimals}f}{spread}"
+        """The mean as it is printed, or that there is none."""
+        return "not measured" if self.value is None else f"{self.value:,.{self.decimals}f}"
+
+    @property
+    def spread_text(self) -> str:
+        """The spread as it is printed; nothing for a single figure."""
+        return "" if self.spread is None else f"± {self.spread:,.{self.decimals}f}"
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""The released code's command lines."""
