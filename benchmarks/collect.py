@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ def collect(runs: list[Path]) -> None:
     for run in runs:
         for file in sorted(run.glob("evaluation*.json")):
             new = json.loads(file.read_text())
+            # Where the data lay on that machine is nobody's business and changes nothing.
+            new["recipe_values"]["data_root"] = None
+            new["command"] = re.sub(r"--data-root \S+", "--data-root DATA", new["command"])
             rows = [row for row in rows if key(row) != key(new)] + [new]
     rows.sort(key=lambda row: (row["dataset"], row["table"], ORDER.index(row["method"]), row["seed"]))
     RESULTS.write_text(json.dumps(rows, indent=2) + "\n")

@@ -158,7 +158,7 @@ def test_a_diagnosis_is_kept_with_its_reasons(tmp_path: Path) -> None:
     assert written["images"] == 2
     assert written["suspicious"] == any(sign["suspicious"] for sign in written["signs"])
     assert all(sign["reason"] for sign in written["signs"])
-    assert [point["eps"] for point in written["against_eps"]][0] == 0.0
+    assert next(point["eps"] for point in written["against_eps"]) == 0.0
 
 
 @pytest.mark.parametrize("wrong", [{"images": 0}, {"seconds": -1.0}, {"seconds": float("nan")}])

@@ -145,7 +145,7 @@ def test_a_save_that_ends_at_any_byte_leaves_the_last_one_good(
         return Dying(file, room, error) if mode == "wb" else file
 
     monkeypatch.setattr(Path, "open", opened)
-    for room in range(0, size, 1 if error is OSError else 7):
+    for room in range(0, size, 1 if error is OSError else 7):  # noqa: B007 - what `opened` gives out reads it
         with pytest.raises(RunError if error is OSError else KilledError) as caught:
             save(path, {"step": 3})
         assert error is KilledError or "Nothing that was there before has changed" in str(caught.value)
@@ -199,7 +199,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_said_and_the_last_one_stays(full_disk: Path) -> None:
     path = saved(full_disk / "c.pt", OLD, NEW)
-    with pytest.raises(RunError, match="No space left|File too large"):
+    with pytest.raises(RunError, match=r"No space left|File too large"):
         save(path, {"step": 3, "tensor": torch.zeros(100_000)})
     assert step_of(path) == 2
     save(path, {"step": 4})

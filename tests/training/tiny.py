@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning_fabric import Fabric
@@ -85,7 +85,7 @@ class TinyConvolution(nn.Module):
 
     input_shape = (1, 28, 28)
     latents = ("gate1", "gate2")
-    gate_sites = {"gate1": (6, 2.0), "gate2": (8, 2.0)}
+    gate_sites: ClassVar[dict[str, tuple[int, float]]] = {"gate1": (6, 2.0), "gate2": (8, 2.0)}
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()

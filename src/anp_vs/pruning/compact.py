@@ -287,8 +287,9 @@ def slices(graph: Graph, flow: Flow) -> Slices:
 
 @torch.no_grad()
 def shrink(network: nn.Module, dead: Mapping[str, Channels], example: Tensor | None = None) -> Slices:
-    """Remove units from a network that keeps its gates, in place. In evaluation the function stays the same
-    if the removed units were pruned.
+    """Remove units from a network that keeps its gates, in place.
+
+    In evaluation the function stays the same if the removed units were pruned.
 
     Args:
         network: the gated network.
@@ -369,7 +370,8 @@ def fit_attributes(module: nn.Module) -> None:
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, BatchNorm):
-        shaped = module.running_mean if module.running_mean is not None else module.weight
+        shaped = module._buffers.get("running_mean")
+        shaped = module._parameters.get("weight") if shaped is None else shaped
         module.num_features = module.num_features if shaped is None else shaped.numel()
 
 

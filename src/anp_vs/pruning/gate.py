@@ -129,6 +129,7 @@ class Gate(nn.Module):
         return features * z.to(features.dtype).view(shape)
 
     def extra_repr(self) -> str:
+        """The number of units, and how many have left."""
         removed = f", {self.original_units - self.units} removed" if self.original_units != self.units else ""
         return f"{self.units}{removed}"
 
@@ -167,8 +168,7 @@ def sparsity_percent(network: nn.Module) -> float:
 
 @contextmanager
 def shared_mask(network: nn.Module, copies: int = 2) -> Iterator[None]:
-    """While open, a batch is `copies` equal chunks of the same images, and gates
-    and dropout give each chunk the same sample.
+    """While open, gates and dropout give each of the `copies` equal chunks of a batch the same sample.
 
     The vulnerability |z(x) - z(x~)| then holds the movement of the features, not the noise of two masks.
     """

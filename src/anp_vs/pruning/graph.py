@@ -135,14 +135,14 @@ class Graph:
         for node in traced.graph.nodes:
             if node not in shapes.found and node.op != "output":
                 continue  # not a tensor (a size, a tuple): its users keep everything
-            module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
-            point = Point(node, module, shapes.found.get(node, ()))
+            called = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+            point = Point(node, called, shapes.found.get(node, ()))
             point.inputs = [by_node[n] for n in node.all_input_nodes if n in by_node]
             for source in point.inputs:
                 source.users.append(point)
             by_node[node] = point
             self.points.append(point)
-            shared = calls[node.target] > 1 and any(True for _ in (module or nn.Module()).parameters())
+            shared = calls[node.target] > 1 and called is not None and any(True for _ in called.parameters())
             complete = len(point.inputs) == len(node.all_input_nodes)
             point.rule = "whole" if shared or not complete else _rule(point)
             point.axis = _axis(point)
@@ -243,12 +243,9 @@ def _axis(point: Point) -> int:
     if point.rule == "permute" and source is not None:
         moved = torch.empty(source.shape, device="meta")
         marker = moved.as_strided(source.shape, [int(i == source.axis) for i in range(len(source.shape))])
-        args = [a for a in point.node.args[1:]]
-        move: Callable[..., Tensor] = (
-            getattr(torch.Tensor, point.node.target)
-            if isinstance(point.node.target, str)
-            else point.node.target  # type: ignore[assignment]
-        )
+        args = point.node.args[1:]
+        target = point.node.target
+        move: Callable[..., Tensor] = getattr(torch.Tensor, target) if isinstance(target, str) else target
         return move(marker, *args, **point.node.kwargs).stride().index(1)
     if point.rule in ("channelwise", "add", "mul", "gate", "cat") and source is not None:
         return source.axis
@@ -310,7 +307,7 @@ def _keep(point: Point, kept: dict[Point, Channels], zero: dict[Point, Channels]
         kept[source] |= out.view(-1, block).any(1)
         out |= kept[source].repeat_interleave(block)
     elif point.rule == "cat":
-        for source, part in zip(point.inputs, out.split([s.channels for s in point.inputs]), strict=True):
+        for source, part in zip(point.inputs, torch.split(out, [s.channels for s in point.inputs]), strict=True):
             kept[source] |= part
             part |= kept[source]
     else:  # channelwise, batchnorm, depthwise, permute, add, mul: all keep the same channels

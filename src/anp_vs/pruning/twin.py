@@ -14,7 +14,7 @@ from torch.nn.utils import fusion
 
 from anp_vs.networks.layers import Dropout
 from anp_vs.pruning.compact import Compactor, replace
-from anp_vs.pruning.graph import Point
+from anp_vs.pruning.graph import BatchNorm, Convolution, Point
 from anp_vs.pruning.pixel_conv import PixelConv2d, suits
 
 
@@ -48,12 +48,11 @@ class Twin:
                 if parameter is not None:
                     module._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
         for layer, norm in self.normalised:
-            fuse = (
-                fusion.fuse_linear_bn_eval
-                if isinstance(twin.get_submodule(layer), nn.Linear)
-                else fusion.fuse_conv_bn_eval
-            )
-            replace(twin, layer, fuse(twin.get_submodule(layer), twin.get_submodule(norm)))  # type: ignore[operator]
+            before, after = twin.get_submodule(layer), twin.get_submodule(norm)
+            if isinstance(before, nn.Linear) and isinstance(after, BatchNorm):
+                replace(twin, layer, fusion.fuse_linear_bn_eval(before, after))
+            elif isinstance(before, Convolution) and isinstance(after, BatchNorm):
+                replace(twin, layer, fusion.fuse_conv_bn_eval(before, after))
             replace(twin, norm, nn.Identity())
         for relu, pool in self.pooled:
             if all(isinstance(m, nn.Identity) for m in self._between(twin, relu, pool)):

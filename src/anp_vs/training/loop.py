@@ -113,7 +113,7 @@ class Trainer:
         """Go on from a saved state; the network takes its shape."""
         resize(self.network, state["network"])
         self.network.load_state_dict(state["network"])
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.channels_last)
         self.step, self.seconds = state["step"], state["seconds"]
         self.average, self.dead_for = state["average"], state["dead_for"]
         if self.average is not None:
@@ -134,7 +134,7 @@ class Trainer:
 
     def evaluation_network(self) -> nn.Module:
         """A copy to evaluate and save: averaged weights if the recipe averages, in evaluation mode."""
-        network = copy.deepcopy(self.network)
+        network: nn.Module = copy.deepcopy(self.network)
         if self.average is not None:
             network.load_state_dict(self.average)
         return network.eval()
@@ -358,7 +358,7 @@ class Trainer:
         before = dict(self.network.named_parameters())
         units = {name: gate.units for name, gate in gates(self.network).items()}
         kept = shrink(self.network, dead)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.channels_last)
         after = dict(self.network.named_parameters())
         for optimiser in filter(None, (self.weights_optimiser, self.gates_optimiser)):
             _follow(optimiser, before, after, kept)

@@ -90,7 +90,8 @@ def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str =
             _train(chosen, run, fabric, device, quiet)
             network = serialization.load(run.network)
     lines = MetricsLog.read(run.metrics)
-    validated = next((line for line in reversed(lines) if "clean_accuracy" in line), {})
+    none: dict[str, Any] = {}
+    validated = next((line for line in reversed(lines) if "clean_accuracy" in line), none)
     return Run(network, run.path, {k: v for k, v in validated.items() if isinstance(v, int | float)})
 
 
@@ -195,11 +196,11 @@ def _board(path: Path, step: int) -> Iterator[Any]:
     from torch.utils.tensorboard import SummaryWriter  # slow to import, needed only while training
 
     try:
-        board = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+        board = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1 if step else None)
         try:
             yield board
         finally:
-            board.close()  # type: ignore[no-untyped-call]
+            board.close()
     except OSError as error:
         raise RunError(
             f"{path} could not be written ({error.strerror or error}). The last checkpoint is intact; free space or make "

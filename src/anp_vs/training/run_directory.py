@@ -146,7 +146,7 @@ class RunDirectory:
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Nested fields by their dotted names."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             flat |= {f"{name}.{inner}": held for inner, held in value.items()}
