@@ -52,9 +52,9 @@ def torchattacks(
             if norm == "inf"
             else peer.PGDL2(network, eps=eps, alpha=eps / 4, steps=20)
         ),
-        "apgd-ce": lambda: peer.APGD(network, steps=30, loss="ce", **common),
-        "apgd-dlr": lambda: peer.APGD(network, steps=30, loss="dlr", **common),
-        "apgd-t": lambda: peer.APGDT(network, steps=30, n_classes=5, **common),
+        "apgd-ce": lambda: peer.APGD(network, steps=30, loss="ce", seed=None, **common),
+        "apgd-dlr": lambda: peer.APGD(network, steps=30, loss="dlr", seed=None, **common),
+        "apgd-t": lambda: peer.APGDT(network, steps=30, n_classes=5, seed=None, **common),
         "fab-t": lambda: peer.FAB(network, steps=30, multi_targeted=True, n_classes=5, **common),
         "square": lambda: peer.Square(network, n_queries=300, **common),
     }
@@ -112,8 +112,12 @@ def test_never_weaker_than_the_peer(
         pytest.skip("torchattacks has no 2-norm FGSM")
     network, (images, labels) = digits_network(robust), held_out(COUNT)
     eps = EPS[robust][norm]
-    theirs = accuracy(network, peer(attack, network, norm, eps)(images, labels), labels)
-    ours = accuracy(network, OURS[attack](network, images, labels, eps=eps, norm=norm), labels)
+    # Random starts move one run by some tenths of a point: the mean of three.
+    runs = 3 if attack.startswith(("pgd", "apgd")) else 1
+    rival = peer(attack, network, norm, eps)
+    theirs = sum(accuracy(network, rival(images, labels), labels) for _ in range(runs)) / runs
+    mine = (OURS[attack](network, images, labels, eps=eps, norm=norm) for _ in range(runs))
+    ours = sum(accuracy(network, adversarial, labels) for adversarial in mine) / runs
     record_property("ours", ours)
     record_property("theirs", theirs)
     assert ours <= theirs + TOLERANCE, f"ours {ours:.2%}, theirs {theirs:.2%}"
