@@ -128,7 +128,10 @@ def test_what_is_no_mapping_is_no_recipe(value: Any) -> None:
 def test_an_override_changes_what_it_names_and_nothing_else() -> None:
     changed = override(BASE, {"attack": {"eps": 0.25}, "method": {"beta": 3.0}, "epochs": 7})
     expected = dataclasses.replace(
-        BASE, epochs=7, attack=dataclasses.replace(BASE.attack, eps=0.25), method=dataclasses.replace(BASE.method, beta=3.0)
+        BASE,
+        epochs=7,
+        attack=dataclasses.replace(BASE.attack, eps=0.25),
+        method=dataclasses.replace(BASE.method, beta=3.0),
     )
     assert changed == expected
 
@@ -152,7 +155,9 @@ def test_a_recipe_is_found_by_name_file_directory_or_itself(tmp_path: Path) -> N
 
 # -- hostile files ----------------------------------------------------------------------------------------------
 
-LAUGHS = "a: &a [x, x]\n" + "".join(f"{n}: &{n} [*{p}, *{p}, *{p}, *{p}, *{p}]\n" for p, n in zip("abcdefghijklmn", "bcdefghijklmno", strict=True))
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{n}: &{n} [*{p}, *{p}, *{p}, *{p}, *{p}]\n" for p, n in zip("abcdefghijklmn", "bcdefghijklmno", strict=True)
+)
 
 
 @pytest.mark.parametrize(
@@ -203,9 +208,13 @@ SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.binary(max_size=4),
     st.sampled_from([*METHODS, "lenet5-caffe", "adam", 10**400, -(10**400), "1e-3", "nan"]),
 )  # fmt: skip
-KEYS = st.one_of(st.sampled_from([*FIELDS, "eps", "step", "steps", "beta", "updates", "rho"]), st.text(max_size=4), SCALARS)
+KEYS = st.one_of(
+    st.sampled_from([*FIELDS, "eps", "step", "steps", "beta", "updates", "rho"]), st.text(max_size=4), SCALARS
+)
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3)), max_leaves=6
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3)),
+    max_leaves=6,
 )
 
 
@@ -223,7 +232,9 @@ def test_any_values_give_a_recipe_or_our_own_error(changes: dict[Any, Any]) -> N
     assert recipes.from_dict(recipes.to_dict(recipe)) == recipe
 
 
-TAGS = st.sampled_from(["!!int", "!!float", "!!bool", "!!null", "!!str", "!!binary", "!!timestamp", "!!set", "!!omap", "&a", "*a", ""])
+TAGS = st.sampled_from(
+    ["!!int", "!!float", "!!bool", "!!null", "!!str", "!!binary", "!!timestamp", "!!set", "!!omap", "&a", "*a", ""]
+)
 LINES = st.tuples(st.sampled_from([*FIELDS, "- ", "? ", "<<", "=", "  x"]), TAGS, st.text(max_size=6)).map(
     lambda parts: f"{parts[0]}: {parts[1]} {parts[2]}"
 )

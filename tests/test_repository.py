@@ -15,9 +15,7 @@ from source_scan import unsafe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.exists()]
-FENCE = re.compile(
-    r"^(?P<indent> *)```python[ \t]*\n(?P<code>.*?)^(?P=indent)```[ \t]*$", re.MULTILINE | re.DOTALL
-)
+FENCE = re.compile(r"^(?P<indent> *)```python[ \t]*\n(?P<code>.*?)^(?P=indent)```[ \t]*$", re.MULTILINE | re.DOTALL)
 NOTEST = re.compile(r"<!-- notest: [^>]+ -->\s*\Z")
 
 
@@ -86,9 +84,7 @@ def test_examples_keep_their_lines_and_leave_out_what_is_marked() -> None:
     assert examples(first + left_out + indented).splitlines() == expected
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if examples(page.read_text(encoding="utf-8"))], ids=relative
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if examples(page.read_text(encoding="utf-8"))], ids=relative)
 def test_the_examples_of_a_page_run(page: Path, tmp_path: Path) -> None:
     program = tmp_path / f"{page.stem}.py"
     program.write_text(examples(page.read_text(encoding="utf-8")), encoding="utf-8")

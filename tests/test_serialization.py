@@ -75,7 +75,9 @@ def test_a_network_comes_back_as_it_was(kind: str, tmp_path: Path) -> None:
         expected = network(IMAGES)
         torch.manual_seed(seed)
         assert torch.equal(loaded(IMAGES), expected)
-    assert {n: g.original_units for n, g in gates(loaded).items()} == {n: g.original_units for n, g in gates(network).items()}
+    assert {n: g.original_units for n, g in gates(loaded).items()} == {
+        n: g.original_units for n, g in gates(network).items()
+    }
     assert [layer.prior_sigma for layer in bayesian_layers(loaded).values()] == [0.25] * len(bayesian_layers(network))
     assert loaded.card["classes"] == ["a", "b"]
     assert loaded.card["parameters"] == sum(p.numel() for p in network.parameters())
@@ -137,7 +139,7 @@ def test_a_run_directory_gives_its_compact_network_first(tmp_path: Path) -> None
     save(build("lenet5-caffe"), tmp_path / "compact")
     assert locate(tmp_path).name == "compact.safetensors"
     for missing in (tmp_path / "none", "no/such", tmp_path / "network.json", "", "a\0b"):
-        with pytest.raises(RunError, match="no saved network|holds no network"):
+        with pytest.raises(RunError, match=r"no saved network|holds no network"):
             locate(missing)
 
 
@@ -177,11 +179,13 @@ def test_another_networks_card_and_a_missing_one_are_refused(saved: Path, tmp_pa
     with pytest.raises(RunError, match="belongs to another card"):
         load(saved)
     saved.with_suffix(".json").unlink()
-    with pytest.raises(RunError, match="card .* cannot be read"):
+    with pytest.raises(RunError, match=r"card .* cannot be read"):
         load(saved)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "null", "{", "[" * 100_000, '{"a":' * 100_000, '{"format": 99}', "1" * 5000, "\ud800"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", "null", "{", "[" * 100_000, '{"a":' * 100_000, '{"format": 99}', "1" * 5000, "\ud800"]
+)
 def test_a_card_that_is_none_is_refused(text: str, saved: Path) -> None:
     saved.with_suffix(".json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(RunError, match="The card"):

@@ -147,9 +147,7 @@ def train(words: list[str]) -> int:
     """anp-vs train RECIPE [--field value ...]."""
     if not words or words[0].startswith("-"):
         print("usage: anp-vs train RECIPE [--epochs 3 --method.beta 2 ...]\n")
-        print(
-            "RECIPE is one of these, a YAML file, or the directory of a stopped run. Its fields, with what they"
-        )
+        print("RECIPE is one of these, a YAML file, or the directory of a stopped run. Its fields, with what they")
         print("mean and their values: anp-vs train RECIPE --help\n")
         list_recipes([])
         return 0 if words else 2
@@ -160,13 +158,9 @@ def train(words: list[str]) -> int:
     default = TrainCommand(
         recipe, out=Path(words[0]) if Path(words[0]).is_dir() and words[0] not in recipes.RECIPES else None
     )
-    asked = tyro.cli(
-        TrainCommand, default=default, args=words[1:], prog=f"anp-vs train {words[0]}", config=config
-    )
+    asked = tyro.cli(TrainCommand, default=default, args=words[1:], prog=f"anp-vs train {words[0]}", config=config)
     run = run_training(asked.recipe, out=asked.out, device=asked.device, quiet=asked.quiet)
-    figures = ", ".join(
-        f"{k} {v:.2f}" for k, v in run.metrics.items() if k.endswith(("accuracy", "sparsity"))
-    )
+    figures = ", ".join(f"{k} {v:.2f}" for k, v in run.metrics.items() if k.endswith(("accuracy", "sparsity")))
     print(f"{run.path}: {figures} (validation split)\nNext: anp-vs evaluate {run.path}")
     return 0
 
@@ -185,9 +179,7 @@ def evaluate(words: list[str]) -> int:
     show([row])
     if row["black_box_accuracy"] is None:
         source = row["recipe_values"]["black_box"]
-        print(
-            f"No black-box figures: train the source first (anp-vs train {source}), or give --black-box RUN."
-        )
+        print(f"No black-box figures: train the source first (anp-vs train {source}), or give --black-box RUN.")
     print(f"The row with its provenance: {asked.run}/evaluation.json")
     return 0
 

@@ -68,9 +68,7 @@ class Attack:
                 f"eps is {self.eps}; it must lie in [0, 1], in units of pixels in [0, 1] (8/255 = 0.0314)."
             )
         if not 0 < self.step <= 1:
-            raise InputError(
-                f"The attack's step is {self.step}; it must lie in (0, 1], in the same units as eps."
-            )
+            raise InputError(f"The attack's step is {self.step}; it must lie in (0, 1], in the same units as eps.")
         if not 1 <= self.steps <= LARGEST:
             raise InputError(f"The attack has {self.steps} steps; it needs 1 to {LARGEST:,}.")
 
@@ -153,15 +151,11 @@ class Recipe:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be positive and finite.")
         for name in ("eps_warmup", "decide_at"):
             if not 0 <= getattr(self, name) <= 1:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}; it is a share of training and must lie in [0, 1]."
-                )
+                raise InputError(f"{name} is {getattr(self, name)}; it is a share of training and must lie in [0, 1].")
         if not 0 <= self.average < 1:
             raise InputError(f"average is {self.average}; a decay must lie in [0, 1), such as 0.999.")
         if self.target_sparsity is not None and not 0 < self.target_sparsity < 100:
-            raise InputError(
-                f"target_sparsity is {self.target_sparsity}; it must lie between 0 and 100 percent."
-            )
+            raise InputError(f"target_sparsity is {self.target_sparsity}; it must lie between 0 and 100 percent.")
         if not 0 <= self.weight_decay < float("inf"):
             raise InputError(f"weight_decay is {self.weight_decay}; it must be finite and not negative.")
         if not 0 <= self.remove_after <= LARGEST:
@@ -173,9 +167,7 @@ class Recipe:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}; it must lie in [0, 2^32).")
         if self.network not in NETWORKS:
-            raise InputError(
-                f"Unknown network {self.network!r}; choose one of {', '.join(sorted(NETWORKS))}."
-            )
+            raise InputError(f"Unknown network {self.network!r}; choose one of {', '.join(sorted(NETWORKS))}.")
 
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
@@ -185,9 +177,7 @@ def _read(kind: type, values: Mapping[str, Any], where: str) -> Any:
     """Build a frozen dataclass from plain values: unknown fields and wrong types are refused by name."""
     known = {f.name for f in dataclasses.fields(kind)}
     if unknown := sorted(set(map(str, values)) - known):
-        raise InputError(
-            f"{where} has no field {shown(unknown[0])}; its fields are {', '.join(sorted(known))}."
-        )
+        raise InputError(f"{where} has no field {shown(unknown[0])}; its fields are {', '.join(sorted(known))}.")
     for f in dataclasses.fields(kind):  # Python counts True as 1, a person does not
         given = values.get(f.name)
         if f.type != "bool" and any(
@@ -206,9 +196,7 @@ def _read(kind: type, values: Mapping[str, Any], where: str) -> Any:
         if isinstance(own, InputError):
             raise InputError(f"{where}: {own}") from None
         place = ".".join(str(p) for p in first["loc"] if isinstance(p, str))
-        raise InputError(
-            f"{where}: {place or 'value'} is {shown(first.get('input'))}: {first['msg']}."
-        ) from None
+        raise InputError(f"{where}: {place or 'value'} is {shown(first.get('input'))}: {first['msg']}.") from None
     except (OverflowError, RecursionError) as error:
         raise InputError(f"{where} holds a value that is out of all bounds: {error}.") from None
 
@@ -232,13 +220,9 @@ def from_dict(values: Mapping[str, Any], where: str = "The recipe") -> Recipe:
     plain = dict(values)
     method = plain.get("method")
     if not isinstance(method, Mapping) or str(method.get("name")) not in METHODS:
-        raise InputError(
-            f"{where}: method must hold a name, one of {', '.join(METHODS)}; got {shown(method)}."
-        )
+        raise InputError(f"{where}: method must hold a name, one of {', '.join(METHODS)}; got {shown(method)}.")
     kind = METHODS[str(method["name"])]
-    plain["method"] = _read(
-        kind, {k: v for k, v in method.items() if k != "name"}, f"Method {method['name']}"
-    )
+    plain["method"] = _read(kind, {k: v for k, v in method.items() if k != "name"}, f"Method {method['name']}")
     for name in ("attack", "test_attack"):
         if name in plain:
             if not isinstance(plain[name], Mapping):

@@ -74,9 +74,7 @@ def save(network: nn.Module, path: str | Path, **facts: Any) -> Path:
     try:
         text = json.dumps(card, indent=2)
     except TypeError as error:
-        raise InputError(
-            f"The card can only hold plain values (numbers, strings, lists, mappings): {error}."
-        ) from None
+        raise InputError(f"The card can only hold plain values (numbers, strings, lists, mappings): {error}.") from None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -131,9 +129,7 @@ def locate(path_or_name: str | Path) -> Path:
         for name in ("compact.safetensors", "network.safetensors"):
             if (path / name).exists():
                 return path / name
-        raise RunError(
-            f"The run directory {path} holds no network yet; finish its training: anp-vs train {path}."
-        )
+        raise RunError(f"The run directory {path} holds no network yet; finish its training: anp-vs train {path}.")
     for candidate in (path, path.with_name(path.name + ".safetensors")):
         if candidate.is_file() and candidate.suffix == ".safetensors":
             return candidate
@@ -232,8 +228,7 @@ def _original_units(card: dict[str, Any], path: Path) -> dict[str, int]:
     """How many units each gate had before any left the network, checked."""
     units = card.get("original_units") or {}
     if isinstance(units, dict) and all(
-        isinstance(count, int) and not isinstance(count, bool) and 0 < count < 2**31
-        for count in units.values()
+        isinstance(count, int) and not isinstance(count, bool) and 0 < count < 2**31 for count in units.values()
     ):
         return units
     raise RunError(f"The card of {path} says original_units {shown(units)}; it holds whole numbers by gate.")
@@ -261,9 +256,7 @@ def read_tensors(path: Path, card: dict[str, Any]) -> dict[str, Tensor]:
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}.") from error
     if hashlib.sha256(content).hexdigest() != card.get("sha256"):
-        raise RunError(
-            f"{path} is damaged or belongs to another card: its checksum differs. Copy both files again."
-        )
+        raise RunError(f"{path} is damaged or belongs to another card: its checksum differs. Copy both files again.")
     try:
         state: dict[str, Tensor] = load_tensors(content)
     # The reader's own error, and what torch says about types and shapes that it does not take.

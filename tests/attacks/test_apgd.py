@@ -42,9 +42,7 @@ def test_a_linear_network_is_broken_exactly_where_its_optimum_is(norm: Norm, los
 def test_it_is_no_weaker_than_plain_steps_and_targets_help(norm: Norm) -> None:
     network, (images, labels) = digits_network(robust=True), held_out(60)
     eps = {"inf": 0.15, "2": 0.8, "1": 4.0}[norm]
-    plain = accuracy(
-        network, pgd(network, images, labels, eps=eps, step=eps / 4, steps=30, norm=norm), labels
-    )
+    plain = accuracy(network, pgd(network, images, labels, eps=eps, step=eps / 4, steps=30, norm=norm), labels)
     adversarial = apgd(network, images, labels, eps=eps, norm=norm, steps=30)
     targeted = apgd(network, images, labels, eps=eps, norm=norm, steps=30, targets=3)
     assert accuracy(network, adversarial, labels) <= plain + 0.01

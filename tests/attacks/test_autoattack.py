@@ -26,9 +26,7 @@ QUICK: dict[str, Any] = {"steps": 8, "queries": 40, "targets": 2, "batch_size": 
 
 
 def same(one: AutoAttackResult, other: AutoAttackResult) -> bool:
-    tensors = all(
-        torch.equal(getattr(one, name), getattr(other, name)) for name in ("adversarial", "robust", "margin")
-    )
+    tensors = all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("adversarial", "robust", "margin"))
     return tensors and one.broken_by == other.broken_by and one.after == other.after
 
 
@@ -52,9 +50,7 @@ def test_the_outcome_of_each_image_is_consistent(norm: Norm) -> None:
     labels = labels.clone()
     labels[7] = (labels[7] + 1) % 10  # at least one clean mistake
     calls: list[tuple[str, int, int, float]] = []
-    result = autoattack(
-        network, images, labels, eps=eps, norm=norm, progress=lambda *call: calls.append(call), **QUICK
-    )
+    result = autoattack(network, images, labels, eps=eps, norm=norm, progress=lambda *call: calls.append(call), **QUICK)
     logits = torch.cat([network(part) for part in result.adversarial.split(16)])
     assert torch.equal(result.robust, logits.argmax(dim=1) == labels)
     assert result.accuracy == pytest.approx(accuracy(network, result.adversarial, labels))
@@ -114,9 +110,7 @@ def test_stopped_after_any_batch_it_ends_like_an_uninterrupted_run(tmp_path: Pat
 
     while True:  # one batch a life
         try:
-            resumed = autoattack(
-                network, images, labels, eps=0.1, seed=3, resume=path, progress=stop_soon, **QUICK
-            )
+            resumed = autoattack(network, images, labels, eps=0.1, seed=3, resume=path, progress=stop_soon, **QUICK)
             break
         except StoppedError:
             stops += 1
@@ -158,8 +152,7 @@ def test_batch_size_does_not_change_the_outcome() -> None:
     images = torch.rand(30, 1, 6, 6)
     labels = network(images).argmax(dim=1)
     outcomes = [
-        autoattack(network, images, labels, eps=0.03, steps=20, queries=50, batch_size=size)
-        for size in (7, 30)
+        autoattack(network, images, labels, eps=0.03, steps=20, queries=50, batch_size=size) for size in (7, 30)
     ]
     assert outcomes[0].broken_by == outcomes[1].broken_by
     assert torch.allclose(outcomes[0].margin, outcomes[1].margin, atol=1e-4)
@@ -181,9 +174,7 @@ def test_random_networks_are_refused_with_one_draw_and_reproducible_with_more() 
     assert torch.equal(torch.random.get_rng_state(), state)
     assert list(first.after) == ["apgd-ce", "apgd-dlr"]
     assert first.accuracy < first.clean_accuracy
-    everything = autoattack(
-        network, images, labels, eps=0.05, draws=3, attacks=("fab-t", "square", "apgd-t"), **QUICK
-    )
+    everything = autoattack(network, images, labels, eps=0.05, draws=3, attacks=("fab-t", "square", "apgd-t"), **QUICK)
     assert list(everything.after) == ["fab-t", "square", "apgd-t"]
 
 

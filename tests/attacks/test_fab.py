@@ -37,9 +37,7 @@ def test_it_breaks_a_linear_network_exactly_where_the_boundary_is_in_the_ball(no
 def test_on_a_trained_network_it_is_about_as_strong_as_pgd(norm: Norm) -> None:
     network, (images, labels) = digits_network(robust=True), held_out(60)
     eps = {"inf": 0.15, "2": 0.8, "1": 4.0}[norm]
-    plain = accuracy(
-        network, pgd(network, images, labels, eps=eps, step=eps / 4, steps=30, norm=norm), labels
-    )
+    plain = accuracy(network, pgd(network, images, labels, eps=eps, step=eps / 4, steps=30, norm=norm), labels)
     adversarial = fab(network, images, labels, eps=eps, norm=norm, steps=30, targets=4)
     assert accuracy(network, adversarial, labels) <= plain + 0.03
     assert float(distances(images, adversarial, norm).max()) <= eps
@@ -60,9 +58,7 @@ def test_accuracy_falls_with_eps_and_targets() -> None:
 def test_restarts_are_seeded_and_arguments_checked() -> None:
     network, (images, labels) = digits_network(robust=True), held_out(10)
     results = [
-        fab(
-            network, images, labels, eps=0.12, steps=5, restarts=2, generator=torch.Generator().manual_seed(4)
-        )
+        fab(network, images, labels, eps=0.12, steps=5, restarts=2, generator=torch.Generator().manual_seed(4))
         for _ in range(2)
     ]
     assert torch.equal(*results)

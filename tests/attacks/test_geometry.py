@@ -66,9 +66,7 @@ def test_box_is_exact_and_as_wide_as_float32_allows(values: list[float], eps: fl
     lower, upper = geometry.box(images, eps)
     for sign, bounds in ((-1, lower), (1, upper)):
         beyond = torch.nextafter(bounds, torch.full_like(bounds, float(sign * 2)))
-        for value, bound, next_one in zip(
-            values, bounds.flatten().tolist(), beyond.flatten().tolist(), strict=True
-        ):
+        for value, bound, next_one in zip(values, bounds.flatten().tolist(), beyond.flatten().tolist(), strict=True):
             assert abs(Fraction(bound) - Fraction(value)) <= Fraction(eps)
             assert 0 <= bound <= 1
             # One float further is outside: of [0, 1], or of the ball to within the rounding of eps itself.
@@ -113,9 +111,7 @@ def test_projection_leaves_allowed_images_and_is_the_nearest_elsewhere(
 
 
 @pytest.mark.parametrize("norm", ["2", "1"])
-def test_confined_images_obey_the_ball_in_double_precision(
-    norm: geometry.Norm, generator: torch.Generator
-) -> None:
+def test_confined_images_obey_the_ball_in_double_precision(norm: geometry.Norm, generator: torch.Generator) -> None:
     images = torch.rand(30, 3, 8, 8, generator=generator)
     for spread in (1e-4, 1e-2, 1.0):
         candidate = images + spread * torch.randn(images.shape, generator=generator)

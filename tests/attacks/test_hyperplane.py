@@ -50,9 +50,7 @@ def test_distance_is_the_solvers(norm: Norm, generator: torch.Generator) -> None
     assert float((points + d).min()) >= -1e-12
     assert float((points + d).max()) <= 1 + 1e-12
     expected = [shortest(*row, norm) for row in zip(points, slopes, offsets.tolist(), strict=True)]
-    for size, reached, offset, best in zip(
-        sizes.tolist(), met.tolist(), offsets.tolist(), expected, strict=True
-    ):
+    for size, reached, offset, best in zip(sizes.tolist(), met.tolist(), offsets.tolist(), expected, strict=True):
         if best < float("inf"):
             assert reached == pytest.approx(offset, abs=1e-9)
             assert size == pytest.approx(best, rel=1e-5)

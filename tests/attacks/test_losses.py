@@ -29,9 +29,7 @@ def test_margin_and_dlr_by_hand() -> None:
     expected = torch.tensor([-1.0 / 2.0, 4.7 / 4.8, 3.0 / 1.5], dtype=torch.float64)
     assert torch.allclose(losses.dlr(LOGITS, LABELS), expected)
     targets = torch.tensor([3, 4, 0])
-    expected = torch.tensor(
-        [-2.5 / (3.0 - 0.75), 4.7 / (5.0 - 0.15), 3.0 / (-1.0 + 2.75)], dtype=torch.float64
-    )
+    expected = torch.tensor([-2.5 / (3.0 - 0.75), 4.7 / (5.0 - 0.15), 3.0 / (-1.0 + 2.75)], dtype=torch.float64)
     assert torch.allclose(losses.targeted_dlr(targets)(LOGITS, LABELS), expected)
 
 

@@ -40,9 +40,7 @@ def library(name: str) -> ModuleType:
         pytest.skip(f"{name} is not installed ({error}); see the head of this file")
 
 
-def torchattacks(
-    attack: str, network: nn.Module, norm: str, eps: float
-) -> Callable[[Tensor, Tensor], Tensor]:
+def torchattacks(attack: str, network: nn.Module, norm: str, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
     peer = library("torchattacks")
     common: dict[str, Any] = {"norm": f"L{norm}", "eps": eps}
     makers: dict[str, Callable[[], Any]] = {
@@ -77,15 +75,11 @@ def art(attack: str, network: nn.Module, norm: str, eps: float) -> Callable[[Ten
         "pgd": lambda: evasion.ProjectedGradientDescent(
             classifier, eps_step=eps / 4, max_iter=20, num_random_init=1, verbose=False, **common
         ),
-        "apgd-ce": lambda: evasion.AutoProjectedGradientDescent(
-            classifier, loss_type="cross_entropy", **climb
-        ),
+        "apgd-ce": lambda: evasion.AutoProjectedGradientDescent(classifier, loss_type="cross_entropy", **climb),
         "apgd-dlr": lambda: evasion.AutoProjectedGradientDescent(
             classifier, loss_type="difference_logits_ratio", **climb
         ),
-        "square": lambda: evasion.SquareAttack(
-            classifier, max_iter=300, nb_restarts=1, verbose=False, **common
-        ),
+        "square": lambda: evasion.SquareAttack(classifier, max_iter=300, nb_restarts=1, verbose=False, **common),
     }
     made = makers[attack]()
     return lambda images, labels: torch.tensor(made.generate(images.numpy(), labels.numpy()))

@@ -98,9 +98,7 @@ def test_of_restarts_each_image_keeps_a_misclassified_result_with_the_highest_lo
 
     def rank(results: Tensor) -> list[tuple[bool, float]]:
         logits = network(results)
-        return list(
-            zip((logits.argmax(1) != labels).tolist(), losses.ce(logits, labels).tolist(), strict=True)
-        )
+        return list(zip((logits.argmax(1) != labels).tolist(), losses.ce(logits, labels).tolist(), strict=True))
 
     ranks = [rank(results) for results in single]
     assert rank(best) == [max(column) for column in zip(*ranks, strict=True)]
@@ -206,6 +204,4 @@ def test_the_unchecked_loop_is_what_pgd_runs() -> None:
 
     network, (images, labels) = digits_network(robust=True), held_out(20)
     public = pgd(network, images, labels, eps=0.1, step=0.03, steps=4, random_start=False)
-    assert torch.equal(
-        ascend(network, images, *geometry.box(images, 0.1), labels, 0.03, 4, losses.ce), public
-    )
+    assert torch.equal(ascend(network, images, *geometry.box(images, 0.1), labels, 0.03, 4, losses.ce), public)

@@ -83,12 +83,8 @@ def test_what_happens_to_an_image_depends_on_its_own_generator_alone() -> None:
     network = linear()
     images = torch.rand(6, 1, 6, 6)
     labels = network(images).argmax(dim=1)
-    together = square(
-        network, images, labels, eps=0.02, queries=150, generator=per_image(0, "square", range(6))
-    )
-    alone = square(
-        network, images[3:4], labels[3:4], eps=0.02, queries=150, generator=per_image(0, "square", [3])
-    )
+    together = square(network, images, labels, eps=0.02, queries=150, generator=per_image(0, "square", range(6)))
+    alone = square(network, images[3:4], labels[3:4], eps=0.02, queries=150, generator=per_image(0, "square", [3]))
     assert torch.equal(together[3:4], alone)
 
 

@@ -21,9 +21,7 @@ def one_by_one(images: torch.Tensor, pad: int, flip: bool, generator: torch.Gene
         rows, columns = torch.randint(2 * pad + 1, (2, batch, 1), generator=generator).squeeze(2)
     mirrored = torch.randint(2, (batch, 1), generator=generator) if flip else torch.zeros(batch, 1)
     result = []
-    for image, top, left, mirror in zip(
-        images.numpy(), rows.tolist(), columns.tolist(), mirrored, strict=True
-    ):
+    for image, top, left, mirror in zip(images.numpy(), rows.tolist(), columns.tolist(), mirrored, strict=True):
         large = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))
         crop = large[:, top : top + height, left : left + width]
         result.append(crop[:, :, ::-1] if mirror else crop)

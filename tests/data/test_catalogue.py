@@ -31,9 +31,7 @@ def test_digits_are_those_of_scikit_learn_each_once() -> None:
     exact = interpolate(torch.tensor(small).view(-1, 1, 8, 8), size=(28, 28), mode="bilinear") * 255 / 16
     found = []
     for part in (dataset.train, dataset.validation, dataset.test):
-        distance, number = torch.cdist(part.images.flatten(1).double(), exact.flatten(1), p=float("inf")).min(
-            dim=1
-        )
+        distance, number = torch.cdist(part.images.flatten(1).double(), exact.flatten(1), p=float("inf")).min(dim=1)
         assert distance.max() <= 0.5 + 1e-9  # rounded to the nearest
         assert torch.equal(torch.tensor(labels)[number], part.labels)
         found += number.tolist()
@@ -96,13 +94,9 @@ def test_official_files_hold_what_is_published(name: str, data_root: Path) -> No
     assert [len(part) for part in (dataset.train, dataset.validation, dataset.test)] == [train, 5000, 10_000]
     assert dataset.train.shape == shape
     assert dataset.test.labels[:10].tolist() == first
-    pixels = [
-        part.images.double().mean((0, 2, 3)) * len(part) for part in (dataset.train, dataset.validation)
-    ]
+    pixels = [part.images.double().mean((0, 2, 3)) * len(part) for part in (dataset.train, dataset.validation)]
     assert (sum(pixels) / (255 * (train + 5000))).tolist() == pytest.approx(mean, abs=6e-5)
-    counts = [
-        part.labels.bincount(minlength=len(dataset.classes)) for part in (dataset.train, dataset.validation)
-    ]
+    counts = [part.labels.bincount(minlength=len(dataset.classes)) for part in (dataset.train, dataset.validation)]
     if name != "mnist":
         assert len(set((counts[0] + counts[1]).tolist())) == 1
         assert len(set(counts[1].tolist())) == 1

@@ -84,9 +84,7 @@ def test_batches_are_decoded_ahead_and_no_further(path: Path) -> None:
     stream.close()
 
 
-def test_images_larger_than_memory_are_refused_as_a_whole(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_larger_than_memory_are_refused_as_a_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = opened(path).train
     monkeypatch.setattr(lazy, "_MOST_IN_MEMORY", 25 * 3 * 8 * 8 - 1)
     with pytest.raises(InputError, match="use `batch`"):
@@ -144,9 +142,7 @@ def test_a_class_without_a_sound_picture_left_is_named(path: Path) -> None:
         opened(path, damaged="skip")
 
 
-def test_pictures_are_checked_once_until_they_change(
-    path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
-) -> None:
+def test_pictures_are_checked_once_until_they_change(path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     opened(path)
     decoded: list[str] = []
     real = check.decode
@@ -173,9 +169,7 @@ def test_pictures_are_checked_once_until_they_change(
     assert len(decoded) == 108
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{}", "[1]", '[["0", "x"]]', "[[0]]", '[[-1, "x"]]', "[" * 100_000, "\udcff"]
-)
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[["0", "x"]]', "[[0]]", '[[-1, "x"]]', "[" * 100_000, "\udcff"])
 def test_a_damaged_record_is_no_record(path: Path, cache: Path, text: str) -> None:
     opened(path)
     for record in cache.iterdir():

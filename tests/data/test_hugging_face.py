@@ -66,9 +66,7 @@ def test_pictures_come_with_their_classes() -> None:
     check(dataset)
 
 
-@pytest.mark.parametrize(
-    "form", [np.asarray, encoded, lambda picture: {"bytes": encoded(picture), "path": None}]
-)
+@pytest.mark.parametrize("form", [np.asarray, encoded, lambda picture: {"bytes": encoded(picture), "path": None}])
 def test_pictures_come_in_several_forms(form: Any) -> None:
     parts = {name: table() for name in ("train", "validation", "test")}
     for part in parts.values():
@@ -157,6 +155,4 @@ def test_what_cannot_be_used_is_named(dataset: Any, error: type[Exception], name
 
 def test_validation_is_given_once() -> None:
     with pytest.raises(InputError, match="leave one out"):
-        from_hugging_face(
-            {name: table() for name in ("train", "validation", "test")}, validation=2, options=OPTIONS
-        )
+        from_hugging_face({name: table() for name in ("train", "validation", "test")}, validation=2, options=OPTIONS)

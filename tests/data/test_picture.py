@@ -78,9 +78,7 @@ def test_cameras_orientation_is_applied() -> None:
 def test_other_pixel_formats_become_what_was_asked_for() -> None:
     deep = (np.arange(256, dtype=np.uint16).reshape(16, 16) * 257).astype(np.uint16)
     grey = PictureOptions(size=16, colour="grey")
-    assert torch.equal(
-        decode(encoded(Image.fromarray(deep)), "a", grey)[0].flatten(), torch.arange(256).byte()
-    )
+    assert torch.equal(decode(encoded(Image.fromarray(deep)), "a", grey)[0].flatten(), torch.arange(256).byte())
     for mode in ("1", "P", "LA", "RGBA"):
         image = decode(encoded(pictures.plain((255, 255, 255)).convert(mode)), "a", PictureOptions(size=8))
         assert image.shape == (3, 8, 8)

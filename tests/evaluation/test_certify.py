@@ -56,9 +56,7 @@ def test_a_linear_networks_radius_is_its_distance_to_the_boundary() -> None:
     )
     # The share of noisy copies on the image's side is Phi(distance / sigma); the bound costs a little of it.
     largest = sigma * stats.norm.ppf(alpha ** (1 / samples))
-    for predicted, radius, label, true in zip(
-        found.predicted, found.radius, labels, distance.abs(), strict=True
-    ):
+    for predicted, radius, label, true in zip(found.predicted, found.radius, labels, distance.abs(), strict=True):
         if predicted == ABSTAINED:
             assert true < 0.03
             assert radius == 0

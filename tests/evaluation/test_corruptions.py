@@ -111,9 +111,7 @@ def test_the_table_of_a_network_that_sees_the_mean() -> None:
 )
 def test_bad_choices_are_refused(options: dict[str, list[str]]) -> None:
     with pytest.raises(InputError):
-        evaluate_corruptions(
-            Bright(), (torch.rand(2, 1, 4, 4), torch.tensor([0, 1])), progress=False, **options
-        )  # type: ignore[arg-type]
+        evaluate_corruptions(Bright(), (torch.rand(2, 1, 4, 4), torch.tensor([0, 1])), progress=False, **options)  # type: ignore[arg-type]
 
 
 def test_images_outside_the_range_are_refused() -> None:

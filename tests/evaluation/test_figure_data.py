@@ -66,7 +66,9 @@ def test_units_are_counted_from_the_gates(measured: Measured) -> None:
     network = serialization.load(measured[0][1] / "network.safetensors")
     assert found["kind"] == "units"
     assert [layer["original"] for layer in found["layers"]] == [20, 50, 800, 500]
-    assert [layer["left"] for layer in found["layers"]] == [int((g.expected() > 1e-3).sum()) for g in gates(network).values()]
+    assert [layer["left"] for layer in found["layers"]] == [
+        int((g.expected() > 1e-3).sum()) for g in gates(network).values()
+    ]
 
 
 def test_zero_weights_are_counted_in_a_network_without_gates(tmp_path: Path) -> None:

@@ -76,9 +76,7 @@ def test_the_loss_surface_of_a_linear_network(norm: str) -> None:
     with torch.no_grad():
         logits = network(images)
         assert float(found.loss[2, 2]) == pytest.approx(float(F.cross_entropy(logits, labels)))
-        assert float(found.accuracy[2, 2]) == pytest.approx(
-            100 * float((logits.argmax(1) == labels).double().mean())
-        )
+        assert float(found.accuracy[2, 2]) == pytest.approx(100 * float((logits.argmax(1) == labels).double().mean()))
         weight = network[1].weight[1] - network[1].weight[0]  # type: ignore[index]
     # A step of length t eps against the label raises the other logit by t eps times the dual norm.
     dual = float(weight.norm(p={"inf": 1, "2": 2, "1": torch.inf}[norm]))

@@ -136,12 +136,8 @@ def test_the_diagnosis_is_data(robust: nn.Module) -> None:
     assert [point["steps"] for point in again["against_steps"]] == [1, 4, 10, 25]
     assert len(again["signs"]) == len(found.verdict().splitlines()) - 1 == 10
     assert look(robust, limit=20) == found
-    assert found.verdict().startswith(
-        "No sign of masked gradients in 9 checks"
-    )  # there was no source network
-    assert (
-        found.verdict().splitlines()[-1].startswith("  ? white box is not weaker than black box: not checked")
-    )
+    assert found.verdict().startswith("No sign of masked gradients in 9 checks")  # there was no source network
+    assert found.verdict().splitlines()[-1].startswith("  ? white box is not weaker than black box: not checked")
 
 
 def test_without_an_attack_there_is_nothing_to_look_for(robust: nn.Module) -> None:

@@ -46,9 +46,7 @@ def test_grey_images_are_the_same_under_both(generator: torch.Generator) -> None
     network, images, labels = build("lenet5-caffe").eval(), torch.rand(3, 1, 28, 28), torch.tensor([1, 2, 3])
     released = ReleasedCode()
     assert released.prepare(images) is images
-    found = released.attack(
-        network, images, labels, Budget(0.3, 0.1, 3), loss="ce", draws=1, generator=generator
-    )
+    found = released.attack(network, images, labels, Budget(0.3, 0.1, 3), loss="ce", draws=1, generator=generator)
     again = torch.Generator().manual_seed(generator.initial_seed())
     assert torch.equal(found, pgd(network, images, labels, eps=0.3, step=0.1, steps=3, generator=again))
 

@@ -38,8 +38,7 @@ def test_queries_lie_between_the_optimum_and_the_clean_accuracy(pair: tuple[Tens
     optimum = 100 * float((margins > EPS * weight(network).abs().sum()).double().mean())
     clean = 100 * float((margins > 0).double().mean())
     few, many = (
-        float(query_accuracy(network, pair, eps=EPS, queries=q, progress=False)["query_accuracy"])
-        for q in (5, 400)
+        float(query_accuracy(network, pair, eps=EPS, queries=q, progress=False)["query_accuracy"]) for q in (5, 400)
     )
     assert optimum <= many <= few <= clean
     assert many < clean

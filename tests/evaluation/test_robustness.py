@@ -60,18 +60,14 @@ def pair() -> tuple[Tensor, Tensor]:
 
 
 def run(network: nn.Module, pair: Any, **options: Any) -> Evaluation:
-    return evaluate(
-        network, pair, **{"eps": EPS, "step": 0.02, "steps": 6, "restarts": 2, "progress": False} | options
-    )
+    return evaluate(network, pair, **{"eps": EPS, "step": 0.02, "steps": 6, "restarts": 2, "progress": False} | options)
 
 
 def percent(right: Tensor) -> float:
     return 100 * float(right.double().mean())
 
 
-def test_every_accuracy_of_a_linear_network_in_closed_form(
-    linear: Linear, pair: tuple[Tensor, Tensor]
-) -> None:
+def test_every_accuracy_of_a_linear_network_in_closed_form(linear: Linear, pair: tuple[Tensor, Tensor]) -> None:
     other = Linear(5)
     row = run(linear, pair, source=other, autoattack=20)
     margins = linear.margins(*pair)

@@ -77,12 +77,8 @@ class Training:
             images, labels = self.data.images[chosen], self.data.labels[chosen]
             adversarial = self.attack(images, labels) if self.method.adversarial else images
             self.network.train()
-            objective = self.method.objective(
-                self.network, images, adversarial, labels, len(self.data.labels)
-            )
-            loss = (
-                objective.weights if self.companion is None else objective.weights + self.companion.penalty()
-            )
+            objective = self.method.objective(self.network, images, adversarial, labels, len(self.data.labels))
+            loss = objective.weights if self.companion is None else objective.weights + self.companion.penalty()
             weights = weight_parameters(self.network)
             gates = gate_parameters(self.network) if objective.gates is not None else []
             found = torch.autograd.grad(loss, weights, retain_graph=True)

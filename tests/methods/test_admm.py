@@ -157,9 +157,7 @@ def state_of(companion: Splitting) -> dict:
 
 
 @pytest.mark.parametrize("stopped_at", [15, 25, 45])
-def test_a_resumed_run_ends_bit_for_bit_alike(
-    digits: tuple, build: Callable, training: type, stopped_at: int
-) -> None:
+def test_a_resumed_run_ends_bit_for_bit_alike(digits: tuple, build: Callable, training: type, stopped_at: int) -> None:
     """Stopped before an update, after one, and in retraining."""
     method = ADMM(sparsity_percent=70.0, updates=2)
     torch.manual_seed(0)
@@ -228,9 +226,7 @@ def test_it_reaches_the_asked_sparsity_and_keeps_what_was_learnt(
     assert accuracy(pruned, digits[1]) > 70
 
 
-def test_the_penalty_draws_the_weights_to_the_constraint(
-    digits: tuple, build: Callable, training: type
-) -> None:
+def test_the_penalty_draws_the_weights_to_the_constraint(digits: tuple, build: Callable, training: type) -> None:
     """At the end of the ADMM phase the mask takes less of the weights' length than without a penalty."""
     lost = {}
     for rho in (1e-9, 0.05):

@@ -54,9 +54,7 @@ def test_the_released_default_starts_of_both_networks() -> None:
         assert all(x.prior_sigma == prior_sigma for x in layers.values())
 
 
-def test_it_learns_to_be_robust_and_random(
-    digits: tuple, train: Callable, build: Callable, accuracy: Callable
-) -> None:
+def test_it_learns_to_be_robust_and_random(digits: tuple, train: Callable, build: Callable, accuracy: Callable) -> None:
     """The KL falls, two predictions differ, and their average is right under an attack on the average."""
     method = ATBNN(alpha=0.01)
     torch.manual_seed(0)

@@ -73,9 +73,7 @@ def test_gates_receive_their_gradient_too() -> None:
 
 def test_gamma_zero_is_the_method_itself() -> None:
     net, data = network(), batch()
-    assert torch.equal(
-        perturbed_objective(AT(), net, *data, 100, 0.0).weights, AT().objective(net, *data, 100).weights
-    )
+    assert torch.equal(perturbed_objective(AT(), net, *data, 100, 0.0).weights, AT().objective(net, *data, 100).weights)
 
 
 @pytest.mark.parametrize("gamma", [-0.1, 1.0, float("nan")])

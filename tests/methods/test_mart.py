@@ -40,9 +40,7 @@ def test_with_two_classes_it_is_twice_the_cross_entropy() -> None:
 def test_an_image_that_is_surely_right_adds_no_divergence() -> None:
     sure = torch.tensor([[60.0, 0.0, 0.0]], dtype=torch.float64)
     attacked, labels = torch.randn(1, 3, dtype=torch.float64), torch.tensor([0])
-    torch.testing.assert_close(
-        mart_loss(sure, attacked, labels, 50.0), mart_loss(sure, attacked, labels, 0.0)
-    )
+    torch.testing.assert_close(mart_loss(sure, attacked, labels, 50.0), mart_loss(sure, attacked, labels, 0.0))
     assert mart_loss(-sure, attacked, labels, 50.0) > mart_loss(-sure, attacked, labels, 0.0) + 1
 
 

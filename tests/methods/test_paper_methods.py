@@ -125,9 +125,7 @@ def test_each_group_descends_its_own_loss(method: Method, weights: Loss, gates: 
         found = torch.autograd.grad(objective.weights, parameters, retain_graph=True)
         for gradient, field in zip(found, fields, strict=True):
             index = (1,) * gradient.dim()
-            assert gradient[index].item() == pytest.approx(
-                difference(weights, field, index), rel=1e-4, abs=1e-8
-            )
+            assert gradient[index].item() == pytest.approx(difference(weights, field, index), rel=1e-4, abs=1e-8)
     if gates is not None and objective.gates is not None:
         found = torch.autograd.grad(objective.gates, gate_parameters(case.network))
         for gradient, field in zip(found, ("a_uc", "b_uc"), strict=True):

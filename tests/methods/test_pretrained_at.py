@@ -66,7 +66,5 @@ def test_fine_tuning_beats_a_fresh_start_of_the_same_length(
         network = build()
         if kind == "pretrained":
             transfer_weights(network, source.state_dict())
-        robust[kind] = accuracy(
-            train(PretrainedAT(), network, data.part(1000, 1060), 40, lr=2e-3), test, 0.15
-        )
+        robust[kind] = accuracy(train(PretrainedAT(), network, data.part(1000, 1060), 40, lr=2e-3), test, 0.15)
     assert robust["pretrained"] > robust["fresh"] + 6, robust

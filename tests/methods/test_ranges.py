@@ -21,9 +21,7 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize(("method", "field", "value"), OUTSIDE)
-def test_a_value_outside_its_range_is_refused_by_name(
-    method: type[Method], field: str, value: object
-) -> None:
+def test_a_value_outside_its_range_is_refused_by_name(method: type[Method], field: str, value: object) -> None:
     with pytest.raises(InputError, match=rf"{method.name}: {field} is {value!r}; it must be"):
         method(**{field: value})
 

@@ -107,9 +107,7 @@ def test_accuracy_curves_are_those_of_the_diagnosis(tmp_path: Path) -> None:
     against_eps = axes_of(compared_figures.against(runs, "eps"))
     # The unbounded radius is left out: it would squeeze the rest.
     assert points(against_eps, "at") == [(0, 99), (0.15, 95), (0.3, 90), (0.6, 20)]
-    assert points(axes_of(compared_figures.against(runs, "steps")), "at") == [
-        (n, 95 - n / 8) for n in (1, 4, 10, 40)
-    ]
+    assert points(axes_of(compared_figures.against(runs, "steps")), "at") == [(n, 95 - n / 8) for n in (1, 4, 10, 40)]
 
 
 def test_the_front_is_what_no_other_run_beats() -> None:
@@ -118,7 +116,9 @@ def test_the_front_is_what_no_other_run_beats() -> None:
 
     def beaten(point: Point) -> bool:
         return any(
-            o.cost <= point.cost and o.accuracy >= point.accuracy and (o.cost, o.accuracy) != (point.cost, point.accuracy)
+            o.cost <= point.cost
+            and o.accuracy >= point.accuracy
+            and (o.cost, o.accuracy) != (point.cost, point.accuracy)
             for o in runs
         )
 

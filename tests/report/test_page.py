@@ -74,7 +74,9 @@ def test_every_run_every_row_and_the_protocol_are_there(runs: list[Path]) -> Non
     measured = [a for tag, a in page.elements if tag == "tr" and a.get("class") == "measured"]
     published = [a for tag, a in page.elements if tag == "tr" and a.get("class") == "published"]
     assert (len(measured), len(published)) == (3, 8)
-    assert "Rows of the published table that were not measured here: bp, at-bnn, pretrained-at, admm, trades." in page.text
+    assert (
+        "Rows of the published table that were not measured here: bp, at-bnn, pretrained-at, admm, trades." in page.text
+    )
     assert page.text.count("not measured") >= 3  # AutoAttack, of each row
 
 

@@ -97,11 +97,19 @@ def test_another_attack_than_the_published_one_keeps_the_published_rows_apart(tm
 
 
 def test_the_best_of_each_column_is_found_in_its_own_direction(tmp_path: Path) -> None:
-    small = {"parameters": 30_000, "white_box_vulnerability": 0.0164, "white_box_accuracy": 91.0, "flops_reduction": 10.0}
-    large = {"parameters": 431_080, "white_box_vulnerability": 0.0161, "white_box_accuracy": 90.0, "flops_reduction": 1.0}
-    (block,) = tables(
-        make_run(tmp_path, "mnist-cpu/anp-vs", row=small), make_run(tmp_path, "mnist-cpu/at", row=large)
-    )
+    small = {
+        "parameters": 30_000,
+        "white_box_vulnerability": 0.0164,
+        "white_box_accuracy": 91.0,
+        "flops_reduction": 10.0,
+    }
+    large = {
+        "parameters": 431_080,
+        "white_box_vulnerability": 0.0161,
+        "white_box_accuracy": 90.0,
+        "flops_reduction": 1.0,
+    }
+    (block,) = tables(make_run(tmp_path, "mnist-cpu/anp-vs", row=small), make_run(tmp_path, "mnist-cpu/at", row=large))
     lines = measured(block)
     best = {name: {column for column, cell in line.cells.items() if cell.best} for name, line in lines.items()}
     # 0.0164 and 0.0161 are both printed as 0.016, and what is equal in print is not told apart.

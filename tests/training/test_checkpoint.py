@@ -98,9 +98,7 @@ def test_no_good_file_at_all_is_an_error_that_names_both(tmp_path: Path) -> None
     path = saved(tmp_path / "c.pt", OLD, NEW)
     for file in (path, previous_of(path)):
         file.write_bytes(b"")
-    with pytest.raises(
-        RunError, match=r"c\.pt is damaged.*c\.pt\.previous is damaged.*[Mm]ove the run directory"
-    ):
+    with pytest.raises(RunError, match=r"c\.pt is damaged.*c\.pt\.previous is damaged.*[Mm]ove the run directory"):
         read_latest(path)
 
 

@@ -92,9 +92,7 @@ def one_step(method: str, **hyper: Any) -> tuple[list[torch.Tensor], list[torch.
     training = trainer(method, method={"name": method, **hyper}, eps_warmup=0.0)
     training.advance()
     groups = weight_parameters(training.network), gate_parameters(training.network)
-    weights, gates = (
-        [parameter.grad for parameter in group if parameter.grad is not None] for group in groups
-    )
+    weights, gates = ([parameter.grad for parameter in group if parameter.grad is not None] for group in groups)
     assert weights
     assert gates
     return weights, gates
@@ -238,9 +236,7 @@ def test_removal_leaves_the_function_of_the_evaluated_network(network: str) -> N
         before = training.evaluation_network().double()(images.double())
         assert training.remove(dead) > 0
         assert all(bool(gate.alive().all()) for gate in gates(training.network).values())
-        torch.testing.assert_close(
-            training.evaluation_network().double()(images.double()), before, rtol=0, atol=1e-9
-        )
+        torch.testing.assert_close(training.evaluation_network().double()(images.double()), before, rtol=0, atol=1e-9)
         training.advance()
 
 
@@ -278,9 +274,7 @@ def test_moments_and_averages_follow_the_units_that_stay() -> None:
         assert torch.equal(state["step"], full[name]["step"])
         expected = average[name][place[0]]
         assert training.average is not None
-        assert torch.equal(training.average[name], expected[:, place[1]] if len(place) > 1 else expected), (
-            name
-        )
+        assert torch.equal(training.average[name], expected[:, place[1]] if len(place) > 1 else expected), name
 
 
 def test_an_average_survives_units_leaving_in_any_order() -> None:
@@ -288,9 +282,7 @@ def test_an_average_survives_units_leaving_in_any_order() -> None:
     training = trainer("anp-vs", remove_after=0, decide_at=1.0)
     finish(training, 1)
     for channels in ([], [0]):
-        dead = {
-            name: torch.zeros(gate.units, dtype=torch.bool) for name, gate in gates(training.network).items()
-        }
+        dead = {name: torch.zeros(gate.units, dtype=torch.bool) for name, gate in gates(training.network).items()}
         dead["gate3"][:8] = True
         dead["gate2"][channels] = True
         with torch.no_grad():

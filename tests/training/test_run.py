@@ -192,7 +192,7 @@ def test_a_recipe_that_starts_from_another_trains_that_first_and_only_once(
     monkeypatch.setattr(Trainer, "__init__", noting)
     run.train(second, out=tmp_path / "t/second/seed0", quiet=True)
     trained = serialization.load(tmp_path / "t/first/seed0/network.safetensors")
-    assert begun == [float(trained.fc2.weight.sum())]
+    assert begun == [float(trained.fc2.weight.detach().sum())]
 
 
 # -- refused --------------------------------------------------------------------------------------------------
@@ -320,7 +320,9 @@ def test_a_disk_that_is_full_at_any_file_stops_the_run_and_it_goes_on_later(
             real = checkpoint.write_atomically
 
             def sometimes(target: Path, content: bytes) -> None:
-                (refused if target.name == file and (file != "checkpoint.pt" or target.exists()) else real)(target, content)
+                (refused if target.name == file and (file != "checkpoint.pt" or target.exists()) else real)(
+                    target, content
+                )
 
             patch.setattr(checkpoint, "write_atomically", sometimes)
             patch.setattr(serialization, "write_atomically", sometimes)

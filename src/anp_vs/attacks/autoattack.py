@@ -131,9 +131,7 @@ def autoattack(
         logits = ensemble.classify(ensemble.images)
         if draws == 1:
             ensemble.check_deterministic(logits)
-        state = State.open(
-            None if resume is None else Path(resume), settings, ensemble.images, labels, logits
-        )
+        state = State.open(None if resume is None else Path(resume), settings, ensemble.images, labels, logits)
         for number, name in enumerate(names):
             if number < state.attack:
                 continue  # finished before the interruption
@@ -163,14 +161,10 @@ def autoattack(
 def _check(names: tuple[str, ...], counts: dict[str, int | None]) -> None:
     unknown = [name for name in names if name not in NAMES]
     if unknown or not names or len(set(names)) != len(names):
-        raise InputError(
-            f"attacks is {names}; it must name at least one of {', '.join(NAMES)}, none of them twice."
-        )
+        raise InputError(f"attacks is {names}; it must name at least one of {', '.join(NAMES)}, none of them twice.")
     for name, count in counts.items():
         if count is not None and count < 1:
-            raise InputError(
-                f"{name} is {count}; it must be at least 1. Leave it out for the standard's value."
-            )
+            raise InputError(f"{name} is {count}; it must be at least 1. Leave it out for the standard's value.")
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,7 @@ def fab(
     geometry.check_images(images, labels)
     geometry.check_budget(eps, norm, steps=steps)
     if restarts < 1 or targets < 1 or draws < 1:
-        raise InputError(
-            f"restarts is {restarts}, targets {targets}, draws {draws}; each must be at least 1."
-        )
+        raise InputError(f"restarts is {restarts}, targets {targets}, draws {draws}; each must be at least 1.")
     images = images.detach()
     with frozen(network):
         attacked = averaged(checked(network, labels), draws)

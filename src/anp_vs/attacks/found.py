@@ -40,11 +40,7 @@ class Found:
         return bool((margin > self._tolerance[indices]).all())
 
 
-def keep_higher(
-    images: Tensor, margin: Tensor, offered: Tensor, offered_margin: Tensor
-) -> tuple[Tensor, Tensor]:
+def keep_higher(images: Tensor, margin: Tensor, offered: Tensor, offered_margin: Tensor) -> tuple[Tensor, Tensor]:
     """Image by image the one with the higher margin, and that margin."""
     better = offered_margin > margin
-    return torch.where(better[:, None, None, None], offered, images), torch.where(
-        better, offered_margin, margin
-    )
+    return torch.where(better[:, None, None, None], offered, images), torch.where(better, offered_margin, margin)

@@ -52,9 +52,7 @@ def check_images(images: object, labels: object | None = None, classes: int | No
 
 def _check_labels(images: Tensor, labels: object, classes: int | None) -> None:
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        what = (
-            f"{labels.dtype}, {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        )
+        what = f"{labels.dtype}, {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise InputError(
             f"labels are {what}; {len(images)} images need int64 labels of shape ({len(images)},). "
             "Pass class indices, not one-hot vectors, one for each image."
@@ -78,19 +76,13 @@ def check_budget(eps: float, norm: str, step: float | None = None, steps: int | 
     if norm not in get_args(Norm):
         raise InputError(f"norm is {norm!r}; it must be one of 'inf', '2', '1'. Write it as a string.")
     if not 0.0 <= eps < float("inf"):
-        raise InputError(
-            f"eps is {eps}; it must be finite and >= 0, in units of [0, 1] pixels, such as 8/255."
-        )
+        raise InputError(f"eps is {eps}; it must be finite and >= 0, in units of [0, 1] pixels, such as 8/255.")
     if step is not None and not 0.0 < step < float("inf"):
         raise InputError(f"step is {step}; it must be finite and > 0, in units of [0, 1] pixels. Try eps/4.")
     if steps is not None and steps < 1:
-        raise InputError(
-            f"steps is {steps}; it must be at least 1. Evaluate without an attack for clean accuracy."
-        )
+        raise InputError(f"steps is {steps}; it must be at least 1. Evaluate without an attack for clean accuracy.")
     if torch.is_inference_mode_enabled():
-        raise InputError(
-            "torch.inference_mode() rules out the gradients that attacks need. Use torch.no_grad()."
-        )
+        raise InputError("torch.inference_mode() rules out the gradients that attacks need. Use torch.no_grad().")
 
 
 def box(images: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -273,9 +265,7 @@ def random_start(images: Tensor, eps: float, norm: Norm, generator: Source = Non
         Images shaped like `images`.
     """
     if norm == "inf":
-        return project(
-            images, images + (2.0 * uniform(images.shape, generator, images) - 1.0) * eps, eps, norm
-        )
+        return project(images, images + (2.0 * uniform(images.shape, generator, images) - 1.0) * eps, eps, norm)
     if norm == "2":
         noise = normal(images.shape, generator, images)
     else:  # independent Laplace values, normalised, are uniform on the 1-sphere

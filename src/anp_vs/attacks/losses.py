@@ -56,9 +56,7 @@ def targeted_dlr(targets: Tensor) -> Loss:
     """
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        difference = logits.gather(1, targets[:, None]).squeeze(1) - logits.gather(
-            1, labels[:, None]
-        ).squeeze(1)
+        difference = logits.gather(1, targets[:, None]).squeeze(1) - logits.gather(1, labels[:, None]).squeeze(1)
         if logits.shape[1] < 4:
             return difference
         largest = logits.topk(4, dim=1).values
@@ -79,7 +77,5 @@ def by_name(loss: str | Loss) -> Loss:
     if not isinstance(loss, str):
         return loss
     if loss not in _BY_NAME:
-        raise InputError(
-            f"loss is {loss!r}; it must be one of {', '.join(map(repr, _BY_NAME))} or a function."
-        )
+        raise InputError(f"loss is {loss!r}; it must be one of {', '.join(map(repr, _BY_NAME))} or a function.")
     return _BY_NAME[loss]

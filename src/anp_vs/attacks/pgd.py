@@ -72,9 +72,7 @@ def pgd(
             if bounds is not None:
                 result = ascend(attacked, start, *bounds, labels, step, steps, loss_fn, draws)
             else:
-                result = _ascend_projected(
-                    attacked, images, start, labels, eps, step, steps, norm, loss_fn, draws
-                )
+                result = _ascend_projected(attacked, images, start, labels, eps, step, steps, norm, loss_fn, draws)
                 result = geometry.confine(images, result, eps, norm)
             if restarts == 1:
                 return result

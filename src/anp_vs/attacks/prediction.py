@@ -25,9 +25,7 @@ def averaged(network: Network, draws: int) -> Network:
 
 
 def _mean_of(passes: list[Tensor]) -> Tensor:
-    return (
-        torch.stack([logits.log_softmax(dim=1) for logits in passes]).logsumexp(dim=0).sub(_log(len(passes)))
-    )
+    return torch.stack([logits.log_softmax(dim=1) for logits in passes]).logsumexp(dim=0).sub(_log(len(passes)))
 
 
 def _log(count: int) -> Tensor:
@@ -84,12 +82,7 @@ def checked(network: Network, labels: Tensor) -> Network:
 
 def check_logits(logits: object, labels: Tensor) -> None:
     """Refuse (InputError) what is not N x K finite logits, K >= 2, with a column for every label."""
-    if (
-        not isinstance(logits, Tensor)
-        or logits.ndim != 2
-        or len(logits) != len(labels)
-        or logits.shape[1] < 2
-    ):
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] < 2:
         what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(
             f"the network returned {what} for {len(labels)} images; an attack needs logits of shape "

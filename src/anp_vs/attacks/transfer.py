@@ -34,9 +34,7 @@ def transfer(
     """
     networks = [sources] if isinstance(sources, nn.Module) else list(sources)
     if not networks:
-        raise InputError(
-            "no source network was given; transfer needs at least one network to craft the images on."
-        )
+        raise InputError("no source network was given; transfer needs at least one network to craft the images on.")
     return attack(networks[0] if len(networks) == 1 else _Ensemble(networks), images, labels)
 
 

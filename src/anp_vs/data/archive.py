@@ -39,9 +39,7 @@ def gunzip(data: bytes, limit: int, name: str) -> bytes:
     if not stream.eof:
         raise DataError(f"{name} is a gzip file cut short after {len(data)} bytes; {_REMEDY}")
     if stream.unused_data:
-        raise DataError(
-            f"{name} has {len(stream.unused_data)} bytes after the end of its gzip stream; {_REMEDY}"
-        )
+        raise DataError(f"{name} has {len(stream.unused_data)} bytes after the end of its gzip stream; {_REMEDY}")
     return plain
 
 
@@ -73,9 +71,7 @@ def extract(archive: Path, members: dict[str, int], into: Path, limit: int) -> N
                 for _ in stream.chunks(size):
                     pass
             elif size != expected:
-                raise DataError(
-                    f"{name} in {archive.name} has {size} bytes where {expected} are expected; {_REMEDY}"
-                )
+                raise DataError(f"{name} in {archive.name} has {size} bytes where {expected} are expected; {_REMEDY}")
             else:
                 with (into / name.rsplit("/", 1)[-1]).open("xb") as out:
                     for chunk in stream.chunks(size):

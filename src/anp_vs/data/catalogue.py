@@ -64,8 +64,7 @@ def load(
         return load_folder(name.removeprefix(_FOLDER), pictures, validation=validation, seed=seed)
     if name not in _READERS:
         raise InputError(
-            f"data set {name!r} is not known; choose one of {', '.join(NAMES)}, or {_FOLDER}PATH for your "
-            "own pictures."
+            f"data set {name!r} is not known; choose one of {', '.join(NAMES)}, or {_FOLDER}PATH for your own pictures."
         )
     reader, classes, default = _READERS[name]
     train, test = reader(None if root is None else user_path(root))
@@ -76,9 +75,7 @@ def load(
 
 def _digits(root: Path | None) -> tuple[Pair, Pair]:
     images, labels = digits.read()
-    train, test = hold_out(
-        labels, digits.TEST, seed=0
-    )  # always the same: results stay comparable across seeds
+    train, test = hold_out(labels, digits.TEST, seed=0)  # always the same: results stay comparable across seeds
     return (images[train], labels[train]), (images[test], labels[test])
 
 

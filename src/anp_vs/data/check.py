@@ -62,9 +62,7 @@ def refuse_or_warn(reasons: dict[int, str], total: int, options: PictureOptions)
         return
     some = list(reasons.values())
     more = f" And {len(some) - _NAMED} more." if len(some) > _NAMED else ""
-    message = (
-        f"{len(some)} of {total} pictures cannot be used. " + " ".join(map(_sentence, some[:_NAMED])) + more
-    )
+    message = f"{len(some)} of {total} pictures cannot be used. " + " ".join(map(_sentence, some[:_NAMED])) + more
     if options.damaged == "refuse":
         raise DataError(f'{message} To leave such pictures out, set damaged to "skip".')
     warnings.warn(f"{message} They are skipped.", stacklevel=2)
@@ -82,9 +80,7 @@ def _record(paths: Sequence[Path], options: PictureOptions) -> Path | None:
     try:
         for path in paths:
             state = path.stat()
-            digest.update(
-                f"\0{path.absolute()}\0{state.st_size}\0{state.st_mtime_ns}".encode(errors="replace")
-            )
+            digest.update(f"\0{path.absolute()}\0{state.st_size}\0{state.st_mtime_ns}".encode(errors="replace"))
     except OSError:
         return None
     return Path(pooch.os_cache("anp-vs")) / "checked-pictures" / f"{digest.hexdigest()}.json"

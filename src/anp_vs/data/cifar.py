@@ -29,9 +29,7 @@ CIFAR100_CLASSES = tuple(
 )
 
 
-def parse(
-    data: bytes | bytearray, label_counts: tuple[int, ...], records: int, name: str
-) -> tuple[Tensor, Tensor]:
+def parse(data: bytes | bytearray, label_counts: tuple[int, ...], records: int, name: str) -> tuple[Tensor, Tensor]:
     """Read one file of records.
 
     Args:

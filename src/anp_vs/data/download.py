@@ -45,9 +45,7 @@ def locate(source: Source, root: Path | None) -> dict[str, Path]:
     try:
         if root.exists() and not root.is_dir():
             raise DataError(f"the data root {root} is a file; give the folder that holds {source.folder}.")
-        direct = not (root / source.folder).is_dir() and any(
-            (root / file.name).exists() for file in source.files
-        )
+        direct = not (root / source.folder).is_dir() and any((root / file.name).exists() for file in source.files)
         folder = root if direct else root / source.folder
         if _missing(source, folder):
             _fetch(source, root, folder)

@@ -44,14 +44,11 @@ def load_folder(
     options = options or PictureOptions()
     path = user_path(path)
     try:
-        names = [
-            name for name in ("train", "validation", "test") if name != "validation" or (path / name).is_dir()
-        ]
+        names = [name for name in ("train", "validation", "test") if name != "validation" or (path / name).is_dir()]
         classes = _classes(path)
         if len(names) == 3 and validation is not None:
             raise InputError(
-                f"validation is {validation!r}, but {path / 'validation'} gives the validation pictures; "
-                "leave one out."
+                f"validation is {validation!r}, but {path / 'validation'} gives the validation pictures; leave one out."
             )
         files = {name: _pictures(path / name, classes) for name in names}
     except OSError as error:
@@ -83,8 +80,7 @@ def _classes(path: Path) -> tuple[str, ...]:
     if len(classes) < 2:
         found = f"only the class {classes[0]!r}" if classes else "no class"
         raise DataError(
-            f"{path / 'train'} has {found}; a classifier needs at least two. Give each class a folder of its "
-            "own there."
+            f"{path / 'train'} has {found}; a classifier needs at least two. Give each class a folder of its own there."
         )
     return classes
 

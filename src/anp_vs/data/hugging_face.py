@@ -60,14 +60,10 @@ def from_hugging_face(
             "DatasetDict, such as dataset.train_test_split(0.1) returns."
         )
     if "validation" in dataset and validation is not None:
-        raise InputError(
-            f"validation is {validation!r}, but the data set has a validation split; leave one out."
-        )
+        raise InputError(f"validation is {validation!r}, but the data set has a validation split; leave one out.")
     classes = _classes(dataset["train"], label_column)
     names = [name for name in ("train", "validation", "test") if name in dataset]
-    splits = {
-        name: _split(name, dataset[name], image_column, label_column, classes, options) for name in names
-    }
+    splits = {name: _split(name, dataset[name], image_column, label_column, classes, options) for name in names}
     train = splits["train"]
     counts = train.labels.bincount(minlength=len(classes))
     if not counts.all():
@@ -127,13 +123,9 @@ def _split(
     def picture(row: int) -> object:
         try:
             values = table[row]
-        except (
-            Exception
-        ) as error:  # the library decodes pictures here, with anything that a decoder may raise
+        except Exception as error:  # the library decodes pictures here, with anything that a decoder may raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise DataError(
-                f"{titles[row]} cannot be read ({reason}); replace or remove that row."
-            ) from error
+            raise DataError(f"{titles[row]} cannot be read ({reason}); replace or remove that row.") from error
         try:
             value = values[image_column]
         except (KeyError, TypeError) as error:

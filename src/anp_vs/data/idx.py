@@ -39,9 +39,7 @@ def parse(data: bytes, shape: tuple[int, ...], name: str) -> Tensor:
         raise DataError(f"{name} holds {len(plain)} bytes, less than the {length} of its header; {_REMEDY}")
     zero, kind, dimensions = struct.unpack(">HBB", plain[:4])
     if zero != 0 or kind != _UNSIGNED_BYTE:
-        raise DataError(
-            f"{name} starts with {plain[:4].hex()}, not with the mark of idx bytes 0000 08; {_REMEDY}"
-        )
+        raise DataError(f"{name} starts with {plain[:4].hex()}, not with the mark of idx bytes 0000 08; {_REMEDY}")
     if dimensions != len(shape):
         raise DataError(f"{name} has {dimensions} dimensions where {len(shape)} are expected; {_REMEDY}")
     found = struct.unpack(f">{dimensions}I", plain[4:length])
@@ -71,7 +69,6 @@ def labels(values: Tensor, classes: int, name: str) -> Tensor:
     if len(wrong):
         record = int(wrong[0])
         raise DataError(
-            f"{name} has the label {int(values[record])} in record {record}, outside 0..{classes - 1}; "
-            f"{_REMEDY}"
+            f"{name} has the label {int(values[record])} in record {record}, outside 0..{classes - 1}; {_REMEDY}"
         )
     return values.long()

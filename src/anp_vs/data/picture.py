@@ -91,15 +91,12 @@ def decode(source: object, name: str, options: PictureOptions) -> Tensor:
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(
-            f"{name} is a decompression bomb ({error}); remove it, or make it smaller."
-        ) from error
+        raise DataError(f"{name} is a decompression bomb ({error}); remove it, or make it smaller.") from error
     # Decoders of untrusted bytes raise nearly anything: OSError, SyntaxError, struct.error, zlib.error, ...
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(
-            f"{name} cannot be decoded ({reason}); replace it by a sound PNG, JPEG or WebP picture, or "
-            "remove it."
+            f"{name} cannot be decoded ({reason}); replace it by a sound PNG, JPEG or WebP picture, or remove it."
         ) from error
 
 

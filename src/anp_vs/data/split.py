@@ -128,9 +128,7 @@ def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
             f"{len(classes)} classes; give a whole number from 0 to {largest}."
         )
     if not is_whole(seed) or not 0 <= seed < 2**32:
-        raise InputError(
-            f"seed {seed!r} is not a whole number from 0 to 2**32 - 1; choose one in that range."
-        )
+        raise InputError(f"seed {seed!r} is not a whole number from 0 to 2**32 - 1; choose one in that range.")
     if count == 0:
         return torch.arange(len(numbers)), torch.empty(0, dtype=torch.int64)
     quotas, remainders = np.divmod(count * sizes, len(numbers))

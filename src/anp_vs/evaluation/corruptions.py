@@ -164,10 +164,7 @@ def _gaussian_noise(images: Tensor, deviation: float, source: Source) -> Tensor:
 
 def _shot_noise(images: Tensor, photons: float, source: Source) -> Tensor:
     if isinstance(source, Sequence):
-        return (
-            torch.stack([torch.poisson(x * photons, g) for x, g in zip(images, source, strict=True)])
-            / photons
-        )
+        return torch.stack([torch.poisson(x * photons, g) for x, g in zip(images, source, strict=True)]) / photons
     return torch.poisson(images * photons, source) / photons
 
 

@@ -45,9 +45,7 @@ class Sample:
             right.append(self.subject.classify(x, y, self.seed, purpose, start).argmax(dim=1) == y)
         return torch.cat(right) if right else torch.zeros(0, dtype=torch.bool, device=images.device)
 
-    def attacked(
-        self, budget: Budget, *, by: Subject | None = None, name: str = "curve", loss: str = "ce"
-    ) -> Tensor:
+    def attacked(self, budget: Budget, *, by: Subject | None = None, name: str = "curve", loss: str = "ce") -> Tensor:
         """PGD images made on `by`, or on the classifier itself; the same random starts for every budget."""
         attacker = Attacker(PixelSpace(), budget, self.seed)
         parts = [

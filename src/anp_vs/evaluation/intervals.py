@@ -65,9 +65,7 @@ def interval_bounds(network: nn.Module, images: Tensor, eps: float) -> Bounds:
 
 
 @torch.no_grad()
-def certified(
-    network: nn.Module, images: Tensor, labels: Tensor, eps: float, *, method: Method = "interval"
-) -> Tensor:
+def certified(network: nn.Module, images: Tensor, labels: Tensor, eps: float, *, method: Method = "interval") -> Tensor:
     """For which images no image within eps (inf norm) is classified otherwise than labelled, as a proof.
 
     Args:

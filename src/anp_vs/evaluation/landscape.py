@@ -57,9 +57,7 @@ def histograms(vulnerability: Vulnerability, bins: int = 40) -> list[Histogram]:
         places = (torch.bucketize(moving, edges) - 1).clamp(0, bins - 1)  # (lower, upper]
         counts = places.bincount(minlength=bins)
         zeros = layer.original_units - len(moving)
-        found.append(
-            Histogram(layer.path, tuple(edges.tolist()), tuple(counts.tolist()), zeros, layer.original_units)
-        )
+        found.append(Histogram(layer.path, tuple(edges.tolist()), tuple(counts.tolist()), zeros, layer.original_units))
     return found
 
 
@@ -81,9 +79,7 @@ class FeatureMaps:
 
 
 @torch.no_grad()
-def feature_maps(
-    network: nn.Module, clean: Tensor, adversarial: Tensor, path: str | None = None
-) -> FeatureMaps:
+def feature_maps(network: nn.Module, clean: Tensor, adversarial: Tensor, path: str | None = None) -> FeatureMaps:
     """Features of clean and attacked images side by side.
 
     Args:
@@ -98,9 +94,7 @@ def feature_maps(
     paths = latent_paths(network)
     path = paths[0] if path is None else path
     if path not in paths:
-        raise InputError(
-            f"{path!r} is no latent layer of {type(network).__name__}; choose of {', '.join(paths)}."
-        )
+        raise InputError(f"{path!r} is no latent layer of {type(network).__name__}; choose of {', '.join(paths)}.")
     if clean.shape != adversarial.shape:
         raise InputError(
             f"clean images have shape {tuple(clean.shape)} and adversarial ones {tuple(adversarial.shape)}; "
@@ -170,8 +164,7 @@ def loss_surface(
     geometry.check_budget(eps, norm)
     if points < 3 or points % 2 == 0 or not reach > 0 or eps == 0:
         raise InputError(
-            f"points is {points}, reach {reach}, eps {eps}; points must be odd and at least 3, reach and eps "
-            f"positive."
+            f"points is {points}, reach {reach}, eps {eps}; points must be odd and at least 3, reach and eps positive."
         )
     generator = torch.Generator().manual_seed(seed)
     positions = torch.linspace(-reach, reach, points).tolist()

@@ -59,9 +59,7 @@ class Diagnosis:
         left_out = [sign for sign in self.signs if not sign.made]
         made = len(seen) + len(fine)
         if seen:
-            head = (
-                f"Signs of masked gradients ({len(seen)} of {made} checks): do not trust the robust accuracy."
-            )
+            head = f"Signs of masked gradients ({len(seen)} of {made} checks): do not trust the robust accuracy."
         else:
             head = f"No sign of masked gradients in {made} checks on {self.images} images."
         marked = [("!", seen), ("-", fine), ("?", left_out)]
@@ -111,9 +109,7 @@ def diagnose(
     """
     geometry.check_budget(eps, norm, step, steps)
     if eps == 0:
-        raise InputError(
-            "eps is 0; signs of masked gradients can only be looked for with an attack, eps > 0."
-        )
+        raise InputError("eps is 0; signs of masked gradients can only be looked for with an attack, eps > 0.")
     count = count_of(split, limit)
     pairs = [(x, y) for _, x, y in batches(split, count, batch_size)]
     device = device_of(network)

@@ -128,18 +128,14 @@ class ReleasedCode:
         if budget.norm != "inf":
             raise InputError(f"the released-code protocol is made for norm 'inf', not {budget.norm!r}.")
         if shown.shape[1] == 1:
-            return PixelSpace().attack(
-                network, shown, labels, budget, loss=loss, draws=draws, generator=generator
-            )
+            return PixelSpace().attack(network, shown, labels, budget, loss=loss, draws=draws, generator=generator)
         geometry.check_budget(budget.eps, budget.norm, budget.step, budget.steps)
         check_logits(network(shown[:1]), labels[:1])
         lower, upper = (shown - budget.eps).clamp_(0.0, 1.0), (shown + budget.eps).clamp_(0.0, 1.0)
         # Uniform in the ball, then clipped; where a value lies outside [0, 1] nothing is left to choose.
         offset = (2 * uniform(shown.shape, generator, shown) - 1) * budget.eps
         start = torch.clamp(shown + offset, lower, upper)
-        return ascend(
-            network, start, lower, upper, labels, budget.step, budget.steps, losses.by_name(loss), draws
-        )
+        return ascend(network, start, lower, upper, labels, budget.step, budget.steps, losses.by_name(loss), draws)
 
 
 def standardise(images: Tensor) -> Tensor:

@@ -183,9 +183,7 @@ def _check(budget: Budget, protocol: str, restarts: int, batch_size: int, autoat
     if autoattack is not None and autoattack < 1:
         raise InputError(f"autoattack is {autoattack}; give the number of images to run it on, or None.")
     if autoattack is not None and protocol != "pixel-space":
-        raise InputError(
-            f"AutoAttack attacks pixels in [0, 1]; it cannot be run under the protocol {protocol!r}."
-        )
+        raise InputError(f"AutoAttack attacks pixels in [0, 1]; it cannot be run under the protocol {protocol!r}.")
 
 
 def _check_same(target: Subject, observed: Subject, shown: Tensor) -> None:

@@ -72,9 +72,7 @@ def evaluate_run(
         step=attack.step,
         steps=attack.steps,
         restarts=recipe.restarts,
-        source=serialization.load(source / "network.safetensors" if source.is_dir() else source)
-        if source
-        else None,
+        source=serialization.load(source / "network.safetensors" if source.is_dir() else source) if source else None,
         gated=full if gates(full) else None,
         limit=limit,
         autoattack=autoattack,

@@ -65,9 +65,7 @@ class Checks:
         self.far = unbounded(budget.norm, sample.images.shape[1:])
         ends = {1, 4, 10, budget.steps, math.ceil(2.5 * budget.steps)}
         self.steps_curve = against_steps(sample, budget, sorted(ends))
-        self.eps_curve = against_eps(
-            sample, budget, [r * budget.eps for r in RADII if r * budget.eps < self.far]
-        )
+        self.eps_curve = against_eps(sample, budget, [r * budget.eps for r in RADII if r * budget.eps < self.far])
         self.ce = sample.attacked(budget)
         self.by_margin = sample.attacked(replace(budget, steps=max(100, budget.steps)), loss="margin")
         right = sample.correct(sample.images) & sample.correct(self.ce) & sample.correct(self.by_margin)
@@ -87,9 +85,7 @@ class Checks:
         """Transferred images must not do better than the gradient attack."""
         name = "white box is not weaker than black box"
         if self.source is None:
-            return Sign(
-                name, False, "not checked: no source network to make black-box images on.", made=False
-            )
+            return Sign(name, False, "not checked: no source network to make black-box images on.", made=False)
         black = self.sample.accuracy(self.sample.attacked(self.budget, by=self.source, name="black-box"))
         said = f"white-box accuracy {self.white:.2f} %, black-box {black:.2f} %."
         return Sign(name, self.white > black + self.tolerance, said)
@@ -111,9 +107,7 @@ class Checks:
 
     def lengths(self) -> Sign:
         """A longer attack must not help the network."""
-        return self._falls(
-            "accuracy falls with steps", self.steps_curve, "steps", lambda point: str(point.steps)
-        )
+        return self._falls("accuracy falls with steps", self.steps_curve, "steps", lambda point: str(point.steps))
 
     def single_step(self) -> Sign:
         """One step must not do better than many."""
@@ -156,9 +150,7 @@ class Checks:
                 )  # fmt: skip
             parts.append(found)
         standing = sample.correct(torch.cat(parts)) if parts else torch.zeros(0, dtype=torch.bool)
-        return self._search(
-            "search without gradients finds nothing", standing, f"Square with {QUERIES} queries"
-        )
+        return self._search("search without gradients finds nothing", standing, f"Square with {QUERIES} queries")
 
     def rising(self) -> Sign:
         """Along the gradient the margin of a wrong class must rise."""
@@ -205,9 +197,7 @@ class Checks:
             with seeded(seed_of(sample.seed, "network/gradient", start), x.device):
                 gradient = input_gradient(sample.subject.attacked, x, y, ce, sample.subject.draws)
             numbers = range(start, start + len(x))
-            noise = geometry.random_start(
-                torch.full_like(x, 0.5), 0.5, "inf", per_image(sample.seed, "way", numbers)
-            )
+            noise = geometry.random_start(torch.full_like(x, 0.5), 0.5, "inf", per_image(sample.seed, "way", numbers))
             zero = (gradient == 0).flatten(1).double()
             zeros.append(zero.mean(1))
             flat.append(zero.all(1).double())

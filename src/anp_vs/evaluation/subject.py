@@ -59,9 +59,7 @@ def count_of(images: LabelledImages, limit: int | None) -> int:
     if total == 0:
         raise InputError("the split is empty; an evaluation needs at least one image.")
     if limit is not None and limit < 1:
-        raise InputError(
-            f"limit is {limit}; give the number of images to evaluate, 1 to {total}, or None for all."
-        )
+        raise InputError(f"limit is {limit}; give the number of images to evaluate, 1 to {total}, or None for all.")
     return total if limit is None else min(limit, total)
 
 

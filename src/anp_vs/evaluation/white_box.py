@@ -96,9 +96,7 @@ def strongest(
 
     clean = subject.classify(images, labels, attacker.seed, "choose", start)
     found = Found(images, margin(clean, labels), clean)
-    found.offer(
-        torch.arange(len(labels), device=labels.device), first, margins(first, labels, "choose/first")
-    )
+    found.offer(torch.arange(len(labels), device=labels.device), first, margins(first, labels, "choose/first"))
     eps = attacker.budget.eps
     longer = replace(
         attacker.budget,

@@ -123,7 +123,8 @@ def recipe_of(flags: Flags) -> tuple[Recipe, Recipe, list[str]]:
         changes |= {"attack": {**ball, "steps": flags.pgd_steps}, "test_attack": {**ball, "steps": TEST_STEPS}}
     if flags.train_source:
         source = recipes.RECIPES[f"{table}/black-box-source"]
-        changes |= {"name": source.name, "seed": source.seed if flags.seed is None else flags.seed}
+        changes |= {"name": source.name, "seed": source.seed if flags.seed is None else flags.seed,
+                    "black_box": source.black_box}  # fmt: skip
     if row == "at-vs" and "vulnerability" not in flags.given:
         notes.append(
             "vulnerability is True unless switched off, as in the released code: this is AT-VS, not AT. Give "

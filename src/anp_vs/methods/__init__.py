@@ -16,8 +16,7 @@ from anp_vs.methods.trades import TRADES
 AnyMethod = Standard | BP | AT | ATBNN | PretrainedAT | ADMM | TRADES | MART | ATVS | ANP | ANPVS
 
 METHODS: dict[str, type[AnyMethod]] = {
-    method.name: method
-    for method in (Standard, BP, AT, ATBNN, PretrainedAT, ADMM, TRADES, MART, ATVS, ANP, ANPVS)
+    method.name: method for method in (Standard, BP, AT, ATBNN, PretrainedAT, ADMM, TRADES, MART, ATVS, ANP, ANPVS)
 }
 
 __all__ = [

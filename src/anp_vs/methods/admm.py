@@ -94,9 +94,7 @@ class Splitting:
         self.rho, self.growth = method.rho, method.rho_growth
         # Both counted in finished steps. Training goes on for a while after the last update.
         self.mask_at = max(1, round(method.admm_share * total_steps))
-        self.update_at = {
-            round(k * self.mask_at / (method.updates + 1)) for k in range(1, method.updates + 1)
-        }
+        self.update_at = {round(k * self.mask_at / (method.updates + 1)) for k in range(1, method.updates + 1)}
         self.masks: dict[str, Tensor] = {}
         with torch.no_grad():
             self.z = {name: self._projected(name, weight.detach()) for name, weight in self.weights.items()}
@@ -162,8 +160,7 @@ class Splitting:
     def _placed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies on the weights' device and in their memory layout, so that sums add up in the same order."""
         return {
-            name: torch.empty_like(self.weights[name], dtype=value.dtype).copy_(value)
-            for name, value in values.items()
+            name: torch.empty_like(self.weights[name], dtype=value.dtype).copy_(value) for name, value in values.items()
         }
 
 
@@ -179,9 +176,7 @@ def layer_weights(network: nn.Module) -> dict[str, Tensor]:
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
     }
     if not found:
-        raise InputError(
-            f"{type(network).__name__} has no convolution or dense layer, so it has no weights to prune."
-        )
+        raise InputError(f"{type(network).__name__} has no convolution or dense layer, so it has no weights to prune.")
     return found
 
 

@@ -92,9 +92,7 @@ def shifted(network: nn.Module, shifts: Mapping[str, Tensor]) -> Iterator[None]:
         network: whose parameters are shifted.
         shifts: by parameter name.
     """
-    places = [
-        (network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], name) for name in shifts
-    ]
+    places = [(network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], name) for name in shifts]
     own = {name: module._parameters[leaf] for module, leaf, name in places}
     try:
         for module, leaf, name in places:

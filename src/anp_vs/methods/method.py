@@ -101,9 +101,7 @@ class Method:
         try:
             network.load_state_dict(dict(start))
         except RuntimeError as error:
-            raise InputError(
-                f"The weights to start from do not fit {type(network).__name__}: {error}."
-            ) from None
+            raise InputError(f"The weights to start from do not fit {type(network).__name__}: {error}.") from None
         return []
 
     def prepare(self, network: nn.Module) -> nn.Module:
@@ -141,9 +139,7 @@ def logits_pair(network: nn.Module, images: Tensor, adversarial: Tensor) -> tupl
     return clean, attacked
 
 
-def forward_pair(
-    network: nn.Module, images: Tensor, adversarial: Tensor
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def forward_pair(network: nn.Module, images: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Clean and adversarial logits, and the latent features of both, from one forward pass with one mask."""
     with recorded(network) as features:
         clean, attacked = logits_pair(network, images, adversarial)

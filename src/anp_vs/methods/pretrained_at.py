@@ -50,9 +50,7 @@ def head_of(network: nn.Module) -> str:
     declared: object = getattr(network, "head", None)
     if isinstance(declared, str):
         return declared
-    layers: list[str] = [
-        name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
-    ]
+    layers: list[str] = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     if not layers:
         raise InputError(
             f"{type(network).__name__} has no dense or convolutional layer, so there is no last one to "

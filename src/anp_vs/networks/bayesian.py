@@ -158,7 +158,5 @@ def weights_kl(network: nn.Module) -> Tensor:
     """
     terms = [layer.kl() for layer in bayesian_layers(network).values()]
     if not terms:
-        raise InputError(
-            f"{type(network).__name__} has no Bayesian layer; convert it with `make_bayesian` first."
-        )
+        raise InputError(f"{type(network).__name__} has no Bayesian layer; convert it with `make_bayesian` first.")
     return torch.stack(terms).sum()

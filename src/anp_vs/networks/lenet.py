@@ -24,7 +24,12 @@ class LeNet(nn.Module):
     input_shape = (1, 28, 28)
     latents = ("gate1", "gate2", "gate4")
     """Where the latent features z_l of the vulnerability are taken: after ReLU and gate, before pooling."""
-    gate_sites: ClassVar[dict[str, tuple[int, float]]] = {"gate1": (20, -1.0), "gate2": (50, -1.0), "gate3": (800, -1.0), "gate4": (500, -1.0)}
+    gate_sites: ClassVar[dict[str, tuple[int, float]]] = {
+        "gate1": (20, -1.0),
+        "gate2": (50, -1.0),
+        "gate3": (800, -1.0),
+        "gate4": (500, -1.0),
+    }
     """Slot -> (units, initial a_uc)."""
 
     def __init__(self, classes: int = 10, channels: int = 1) -> None:

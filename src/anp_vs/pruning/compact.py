@@ -104,9 +104,7 @@ def compact(network: nn.Module, example: Tensor | None = None) -> nn.Module:
         for module in small.modules():  # what was not sliced is still shared
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    module._parameters[name] = nn.Parameter(
-                        parameter.detach().clone(), parameter.requires_grad
-                    )
+                    module._parameters[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = buffer.clone()
@@ -205,9 +203,7 @@ def _passes(point: Point) -> bool:
         return True
     if point.rule != "channelwise":
         return isinstance(point.module, Gate) and point.rule == "gate"
-    return (
-        isinstance(point.module, HOMOGENEOUS) if point.module else point.node.target in HOMOGENEOUS_FUNCTIONS
-    )
+    return isinstance(point.module, HOMOGENEOUS) if point.module else point.node.target in HOMOGENEOUS_FUNCTIONS
 
 
 def _folds(point: Point) -> bool:
@@ -240,9 +236,7 @@ def open_gates(network: nn.Module, example: Tensor | None = None) -> None:
         example: images to trace with; by default made from `network.input_shape`.
     """
     compactor = Compactor(network, example_for(network) if example is None else example)
-    masks = {
-        point.module: point.module.mask() for point in compactor.readers if isinstance(point.module, Gate)
-    }
+    masks = {point.module: point.module.mask() for point in compactor.readers if isinstance(point.module, Gate)}
     flow = compactor.graph.flow({gate: (mask > 0).cpu() for gate, mask in masks.items()})
     ratios = {}
     for point, folds in compactor.readers.items():
@@ -375,9 +369,7 @@ def fit_attributes(module: nn.Module) -> None:
         module.num_features = module.num_features if shaped is None else shaped.numel()
 
 
-def resize(
-    network: nn.Module, state: Mapping[str, Tensor], make: Callable[[], nn.Module] | None = None
-) -> nn.Module:
+def resize(network: nn.Module, state: Mapping[str, Tensor], make: Callable[[], nn.Module] | None = None) -> nn.Module:
     """Give a freshly built network the shapes of a saved one, in place, so that `load_state_dict` fits.
 
     A gate's slot becomes a gate where the state holds one, a `Select` where one took its place.

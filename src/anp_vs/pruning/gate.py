@@ -99,9 +99,7 @@ class Gate(nn.Module):
         """KL from the Kumaraswamy posterior to the Beta(alpha, 1) prior, summed over units; float64 scalar."""
         a, b = self.concentrations()
         # -digamma(b) - 1/b = -digamma(b + 1), which does not cancel at small b.
-        return (
-            (1 - ALPHA / a) * (-EULER_GAMMA - torch.digamma(1 + b)) + torch.log(a * b / ALPHA) - (b - 1) / b
-        ).sum()
+        return ((1 - ALPHA / a) * (-EULER_GAMMA - torch.digamma(1 + b)) + torch.log(a * b / ALPHA) - (b - 1) / b).sum()
 
     def sample(self, batch: int) -> Tensor:
         """Draw z, shape (batch, K), in [0, 1]; differentiable in a_uc and b_uc."""

@@ -271,11 +271,7 @@ def _zero(point: Point, sources: list[Channels], alive: dict[Gate, Channels]) ->
     if point.rule == "depthwise" and isinstance(point.module, Convolution) and point.module.bias is None:
         return sources[0]
     if point.rule == "channelwise":
-        known = (
-            isinstance(point.module, ZERO_AT_ZERO)
-            if point.module
-            else point.node.target in ZERO_AT_ZERO_FUNCTIONS
-        )
+        known = isinstance(point.module, ZERO_AT_ZERO) if point.module else point.node.target in ZERO_AT_ZERO_FUNCTIONS
         return sources[0] if known else none
     return none
 

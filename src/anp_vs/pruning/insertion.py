@@ -26,14 +26,10 @@ def insert_gates(network: nn.Module, example: Tensor | None = None) -> nn.Module
         InputError: the network has gates already, or nowhere to put one.
     """
     if gates(network):
-        raise InputError(
-            f"{type(network).__name__} has gates already; insert them once, into a network without."
-        )
+        raise InputError(f"{type(network).__name__} has gates already; insert them once, into a network without.")
     sites: dict[str, tuple[int, float]] | None = getattr(network, "gate_sites", None)
     if not sites:
-        raise InputError(
-            f"{type(network).__name__} declares no `gate_sites`, so there is nowhere to put a gate."
-        )
+        raise InputError(f"{type(network).__name__} declares no `gate_sites`, so there is nowhere to put a gate.")
     first = next(network.parameters())
     for path, (units, a_uc) in sites.items():
         replace(network, path, Gate(units, a_uc).to(first.device, first.dtype))

@@ -93,9 +93,7 @@ def _normalisation_after(point: Point) -> Point | None:
         return None
     user = point.users[0]
     return (
-        user
-        if user.rule == "batchnorm" and user.module is not None and user.module.running_mean is not None
-        else None
+        user if user.rule == "batchnorm" and user.module is not None and user.module.running_mean is not None else None
     )
 
 

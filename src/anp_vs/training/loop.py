@@ -75,9 +75,7 @@ class Trainer:
             insert_gates(network)
         self.network = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.decided = not self.method.gated
-        self.dead_for = {
-            name: torch.zeros(gate.units, dtype=torch.int64) for name, gate in gates(self.network).items()
-        }
+        self.dead_for = {name: torch.zeros(gate.units, dtype=torch.int64) for name, gate in gates(self.network).items()}
         self.average: dict[str, Tensor] | None = None
         self.step = 0
         self.seconds = 0.0
@@ -143,9 +141,7 @@ class Trainer:
         parameters = weight_parameters(self.network)
         decay = self.recipe.weight_decay if self.method.weight_decay else 0.0
         if self.recipe.optimiser == "sgd":
-            return torch.optim.SGD(
-                parameters, self.recipe.lr, momentum=0.9, nesterov=True, weight_decay=decay
-            )
+            return torch.optim.SGD(parameters, self.recipe.lr, momentum=0.9, nesterov=True, weight_decay=decay)
         # The decay is the gradient of an L2 penalty in the loss, as published, not AdamW's.
         return torch.optim.Adam(parameters, self.recipe.lr, weight_decay=decay)
 
@@ -174,9 +170,7 @@ class Trainer:
         epoch, index = divmod(self.step, self.steps_per_epoch)
         device, seed = self.fabric.device, self.recipe.seed
         if self._order is None or self._order[0] != epoch:
-            order = torch.randperm(
-                len(self.train), generator=generator(torch.device("cpu"), seed, "order", epoch)
-            )
+            order = torch.randperm(len(self.train), generator=generator(torch.device("cpu"), seed, "order", epoch))
             self._order = (epoch, order.to(device))
         chosen = self._order[1][index * self.recipe.batch_size : (index + 1) * self.recipe.batch_size]
         augment = CROP_FLIP if self.recipe.augment else NONE
@@ -273,9 +267,7 @@ class Trainer:
         key = "train_robust_accuracy" if self.method.adversarial else "train_accuracy"
         values[key] = 100 * float((objective.logits.argmax(1) == labels).float().mean())
         if self.method.adversarial and objective.clean_logits is not None:
-            values["train_accuracy"] = 100 * float(
-                (objective.clean_logits.argmax(1) == labels).float().mean()
-            )
+            values["train_accuracy"] = 100 * float((objective.clean_logits.argmax(1) == labels).float().mean())
         for name, value in values.items():
             self.means[name] = self.means.get(name, 0.0) + value
         self.counted += 1
@@ -324,9 +316,7 @@ class Trainer:
             alive = {name: gate.alive().cpu() for name, gate in found.items()}
         for name, units in alive.items():
             self.dead_for[name] = torch.where(units, 0, self.dead_for[name] + 1)
-        reached = (
-            recipe.target_sparsity is not None and sparsity_percent(self.network) >= recipe.target_sparsity
-        )
+        reached = recipe.target_sparsity is not None and sparsity_percent(self.network) >= recipe.target_sparsity
         if reached or (recipe.decide_at < 1 and self.progress >= recipe.decide_at):
             removed = self.remove({name: ~units for name, units in alive.items()})
             open_gates(self.network)
@@ -367,9 +357,7 @@ class Trainer:
             held = {name: value for name, value in self.average.items() if not name.endswith("index")}
             self.average = {name: take(value, kept.get(name, [])) for name, value in held.items()}
             self.average |= {n: b.clone() for n, b in self.network.named_buffers() if n.endswith("index")}
-        self.dead_for = {
-            name: take(count, kept.get(f"{name}.a_uc", [])) for name, count in self.dead_for.items()
-        }
+        self.dead_for = {name: take(count, kept.get(f"{name}.a_uc", [])) for name, count in self.dead_for.items()}
         removed = sum(units[name] - gate.units for name, gate in gates(self.network).items())
         if removed:
             self._rebuild()
@@ -400,9 +388,7 @@ class Trainer:
         Args:
             stop: asked before each batch; None is returned when it says so.
         """
-        torch.manual_seed(
-            derive(self.recipe.seed, "validate", self.step)
-        )  # for a network that draws its weights
+        torch.manual_seed(derive(self.recipe.seed, "validate", self.step))  # for a network that draws its weights
         network = self.evaluation_network()
         if not self.method.random:
             network = Twin(network, example_for(network)).build()
@@ -418,12 +404,8 @@ class Trainer:
             clean += int((network(images).argmax(1) == labels).sum())
             lower, upper = geometry.box(images, eps)
             draws = generator(images.device, self.recipe.seed, "validate", begin)
-            start = torch.clamp(
-                images + torch.empty_like(images).uniform_(-eps, eps, generator=draws), lower, upper
-            )
-            attacked = ascend(
-                network, start, lower, upper, labels, 2.5 * eps / VALIDATION_STEPS, VALIDATION_STEPS, ce
-            )
+            start = torch.clamp(images + torch.empty_like(images).uniform_(-eps, eps, generator=draws), lower, upper)
+            attacked = ascend(network, start, lower, upper, labels, 2.5 * eps / VALIDATION_STEPS, VALIDATION_STEPS, ce)
             robust += int((network(attacked).argmax(1) == labels).sum())
         total = max(len(split), 1)
         return {"clean_accuracy": 100 * clean / total, "robust_accuracy": 100 * robust / total}

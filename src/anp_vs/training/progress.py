@@ -70,6 +70,4 @@ class Display:
             "clean_accuracy": "clean", "robust_accuracy": "robust", "train_robust_accuracy": "train robust",
             "train_accuracy": "train clean", "sparsity": "pruned",
         }  # fmt: skip
-        return "  ".join(
-            f"{label} {self.values[key]:.1f} %" for key, label in names.items() if key in self.values
-        )
+        return "  ".join(f"{label} {self.values[key]:.1f} %" for key, label in names.items() if key in self.values)

@@ -103,9 +103,7 @@ def _fabric(device: str) -> Fabric:
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device is {device!r}; choose auto, cpu or cuda.")
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "A GPU was asked for (device cuda), but PyTorch finds none here. Use device cpu or auto."
-        )
+        raise InputError("A GPU was asked for (device cuda), but PyTorch finds none here. Use device cpu or auto.")
     use = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     return Fabric(accelerator=use, devices=1)
 
