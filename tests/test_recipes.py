@@ -146,8 +146,8 @@ def test_another_method_starts_from_its_own_defaults() -> None:
 
 def test_a_recipe_is_found_by_name_file_directory_or_itself(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(recipes.dump(BASE))
-    for given in ("digits/anp-vs", tmp_path, tmp_path / "recipe.yaml", str(tmp_path), BASE):
-        assert recipes.find(given) == BASE
+    for asked in ("digits/anp-vs", tmp_path, tmp_path / "recipe.yaml", str(tmp_path), BASE):
+        assert recipes.find(asked) == BASE
     for missing in ("digits/nothing", tmp_path / "nothing", "", "a\0b"):
         with pytest.raises(InputError, match="There is no recipe"):
             recipes.find(missing)

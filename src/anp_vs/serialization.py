@@ -263,4 +263,6 @@ def read_tensors(path: Path, card: dict[str, Any]) -> dict[str, Tensor]:
     except (safetensors.SafetensorError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
             ValueError) as error:  # fmt: skip
         raise RunError(f"{path} is not a safetensors file: {error}. Copy both files again.") from error
+    if strange := [name for name, value in state.items() if value.is_complex()]:
+        raise RunError(f"{path} holds complex numbers in {strange[0]!r}, which no network here has; it is not one.")
     return {name: torch.as_tensor(value) for name, value in state.items()}

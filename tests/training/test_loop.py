@@ -11,18 +11,12 @@ from lightning_fabric import Fabric
 
 from anp_vs.errors import RunError
 from anp_vs.methods import METHODS
-from anp_vs.networks import NETWORKS
 from anp_vs.pruning.gate import gate_parameters, gates, weight_parameters
 from anp_vs.training import checkpoint
 from anp_vs.training.loop import Trainer
-from training.tiny import ALL_METHODS, STEPS, TinyConvolution, digits, equal, prune_some, recipe, trainer
+from training.tiny import ALL_METHODS, STEPS, digits, equal, prune_some, recipe, trainer
 
 GATED = [name for name in ALL_METHODS if METHODS[name].gated]
-
-
-@pytest.fixture(autouse=True)
-def tiny_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(NETWORKS, "tiny-convolution", TinyConvolution)
 
 
 def finish(training: Trainer, until: int = STEPS) -> Trainer:
@@ -44,20 +38,15 @@ def timeless(training: Trainer) -> dict[str, Any]:
     return {name: value for name, value in training.state().items() if name != "seconds"}
 
 
-RUNS = [
+LENET = {"network": "lenet5-caffe"}
+RUNS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in ALL_METHODS),
-    ("anp-vs", {"network": "tiny-convolution"}),
-    (
-        "anp-vs",
-        {
-            "method": {"name": "anp-vs", "adversarial_loss": "trades"},
-            "optimiser": "sgd",
-            "schedule": "onecycle",
-        },
-    ),
-    ("bp", {"network": "tiny-convolution", "average": 0.0, "decide_at": 1.0}),
+    ("anp-vs", LENET),
+    ("admm", LENET),
+    ("anp-vs", {"method": {"adversarial_loss": "trades"}, "optimiser": "sgd", "schedule": "onecycle"}),
+    ("bp", {"average": 0.0, "decide_at": 1.0}),
     ("at-bnn", {"average": 0.0, "optimiser": "sgd", "schedule": "multistep"}),
-    ("admm", {"network": "tiny-convolution", "augment": True}),
+    ("admm", {"augment": True}),
 ]
 
 
@@ -135,7 +124,7 @@ def test_no_gradient_of_one_group_is_left_over_in_the_other() -> None:
 
 
 def test_the_attack_stays_in_the_ball_and_leaves_the_network_alone() -> None:
-    training = finish(trainer("anp-vs", network="tiny-convolution", eps_warmup=0.0), 1)
+    training = finish(trainer("anp-vs", eps_warmup=0.0), 1)
     before, mode = copy.deepcopy(training.network.state_dict()), training.network.training
     images, labels = training.batch()
     attacked = training.attack(images, labels)
@@ -241,7 +230,7 @@ def test_removal_leaves_the_function_of_the_evaluated_network(network: str) -> N
 
 
 def test_moments_and_averages_follow_the_units_that_stay() -> None:
-    training = trainer("anp-vs", remove_after=0, decide_at=1.0)
+    training = trainer("anp-vs", **LENET, remove_after=0, decide_at=1.0)
     finish(training, 1)
     dead = kill(training)
     names = [name for name, _ in training.network.named_parameters()]
@@ -279,7 +268,7 @@ def test_moments_and_averages_follow_the_units_that_stay() -> None:
 
 def test_an_average_survives_units_leaving_in_any_order() -> None:
     """First inputs of the dense layer, whose gate then reads by index; then the channels they came from."""
-    training = trainer("anp-vs", remove_after=0, decide_at=1.0)
+    training = trainer("anp-vs", **LENET, remove_after=0, decide_at=1.0)
     finish(training, 1)
     for channels in ([], [0]):
         dead = {name: torch.zeros(gate.units, dtype=torch.bool) for name, gate in gates(training.network).items()}
@@ -300,7 +289,7 @@ def test_an_average_survives_units_leaving_in_any_order() -> None:
 def test_a_loss_that_is_not_finite_stops_before_the_step() -> None:
     training = finish(trainer("at"), 1)
     with torch.no_grad():
-        training.network.fc2.bias[0] = math.inf
+        training.network.fc.bias[0] = math.inf
     before = copy.deepcopy(training.network.state_dict())
     with pytest.raises(RunError, match="loss became nan at step 1 of 12"):
         training.advance()

@@ -21,7 +21,7 @@ from anp_vs.training.run_directory import MetricsLog, RunDirectory
 from training.tiny import digits, equal, patched, recipe, send, start, trainer
 
 # Gates that fall at once and stay, so that units leave during the run and the gates are fixed before its end.
-PRUNING = {"gate_lr": 2.0, "method": {"name": "anp-vs", "beta": 20.0}, "remove_after": 2}
+PRUNING = {"network": "lenet5-caffe", "gate_lr": 2.0, "method": {"name": "anp-vs", "beta": 20.0}, "remove_after": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -269,7 +269,7 @@ def test_weights_for_another_number_of_classes_are_refused(path: Path, tmp_path:
 
     saved = serialization.save(build("lenet5-caffe", 7), tmp_path / "seven")
     with pytest.raises(InputError, match="do not fit LeNet"):
-        run.train(recipe(start=str(saved)), out=path, quiet=True)
+        run.train(recipe(start=str(saved), network="lenet5-caffe"), out=path, quiet=True)
     with pytest.raises(RunError, match="no saved network"):
         run.train(recipe(start=str(tmp_path / "missing")), out=path, quiet=True)
 
@@ -367,11 +367,11 @@ def test_weights_that_are_not_finite_never_reach_the_disk(path: Path, monkeypatc
         report = advance(training)
         if training.step == 5:
             with torch.no_grad():
-                training.network.fc2.bias[3] = math.nan
+                training.network.fc.bias[3] = math.nan
         return report
 
     monkeypatch.setattr(Trainer, "advance", spoiling)
-    with pytest.raises(RunError, match=r"fc2\.bias holds values that are not finite after step 5"):
+    with pytest.raises(RunError, match=r"fc\.bias holds values that are not finite after step 5"):
         run.train(recipe(), out=path, quiet=True)
     assert checkpoint.read(path / "checkpoint.pt")["step"] == 4
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from anp_vs.data import Dataset
 from anp_vs.data import load as load_data
 from anp_vs.methods import METHODS
+from anp_vs.networks import NETWORKS
 from anp_vs.networks.layers import Dropout
 from anp_vs.pruning.gate import gates
 from anp_vs.recipes import RECIPES, Recipe, override
@@ -40,9 +41,9 @@ def digits(count: int = 64) -> Dataset:
 
 
 def recipe(name: str = "standard", /, **changes: Any) -> Recipe:
-    """Twelve steps of 16 digits with everything switched on: averaging, removal, deciding, warm-up of eps."""
+    """A `Recipe` of twelve steps of 16 digits with everything switched on: averaging, removal, deciding, warm-up of eps."""
     short = {
-        "name": f"tiny/{name}", "epochs": 3, "batch_size": 16, "attack": {"eps": 0.1, "step": 0.05, "steps": 2},
+        "name": f"tiny/{name}", "network": "tiny-convolution", "epochs": 3, "batch_size": 16, "attack": {"eps": 0.1, "step": 0.05, "steps": 2},
         "average": 0.9, "remove_after": 2, "decide_at": 0.7, "target_sparsity": None, "start": None, "black_box": None,
         "eps_warmup": 0.3, "gate_lr": 0.01, "method": {"name": name},
     }  # fmt: skip
@@ -122,6 +123,7 @@ def patched(**values: Any) -> Iterator[None]:
 
 def _child(asked: Recipe, path: Path, count: int, seconds: float) -> None:
     torch.set_num_threads(1)
+    NETWORKS["tiny-convolution"] = TinyConvolution
     os.dup2(os.open(path.parent / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     with patched(load_data=lambda *_, **__: digits(count), CHECKPOINT_SECONDS=seconds):
         try:
