@@ -133,6 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AnpVsError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"anp-vs: {error}", markup=False)
         return 130 if type(error).__name__ == "Stopped" else 2
+    except KeyboardInterrupt:  # in training it ends the run in order; here there is nothing to save
+        Console(stderr=True).print("anp-vs: interrupted.")
+        return 130
 
 
 def _speak_plainly() -> None:

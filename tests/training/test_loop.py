@@ -188,7 +188,8 @@ def test_the_average_is_the_recursion_by_hand() -> None:
         training.advance()
         decay = min(0.5, (1 + step) / (10 + step))
         for name, value in training.network.state_dict().items():
-            expected[name] = value.clone() if step == 1 else decay * expected[name] + (1 - decay) * value
+            first = step == 1 or not value.is_floating_point()
+            expected[name] = value.clone() if first else decay * expected[name] + (1 - decay) * value
     for name, value in training.evaluation_network().state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
 
@@ -290,10 +291,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_step() -> None:
     training = finish(trainer("at"), 1)
     with torch.no_grad():
         training.network.fc.bias[0] = math.inf
-    before = copy.deepcopy(training.network.state_dict())
+    before = copy.deepcopy(dict(training.network.named_parameters()))
     with pytest.raises(RunError, match="loss became nan at step 1 of 12"):
         training.advance()
-    equal(before, training.network.state_dict())
+    equal(before, dict(training.network.named_parameters()))
 
 
 def test_a_batch_larger_than_the_training_set_is_refused() -> None:

@@ -187,12 +187,12 @@ def test_a_recipe_that_starts_from_another_trains_that_first_and_only_once(
     def noting(self: Trainer, asked: recipes.Recipe, *rest: Any, **options: Any) -> None:
         real(self, asked, *rest, **options)
         if asked.name == "t/second":
-            begun.append(float(self.network.fc2.weight.detach().sum()))
+            begun.append(float(self.network.fc.weight.detach().sum()))
 
     monkeypatch.setattr(Trainer, "__init__", noting)
     run.train(second, out=tmp_path / "t/second/seed0", quiet=True)
     trained = serialization.load(tmp_path / "t/first/seed0/network.safetensors")
-    assert begun == [float(trained.fc2.weight.detach().sum())]
+    assert begun == [float(trained.fc.weight.detach().sum())]
 
 
 # -- refused --------------------------------------------------------------------------------------------------

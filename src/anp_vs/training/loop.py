@@ -211,7 +211,7 @@ class Trainer:
         """One step of training.
 
         Raises:
-            RunError: the loss is not finite; nothing has been changed by the step.
+            RunError: the loss is not finite; no parameter has been changed by the step.
         """
         began = time.perf_counter()
         self._set_learning_rates()
