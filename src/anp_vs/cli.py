@@ -27,6 +27,7 @@ USAGE = """anp-vs: train image classifiers that resist attacks and are small, an
   anp-vs compact RUN             take the pruned channels out and save the small network
   anp-vs cost RUN_OR_MODEL       parameters, bytes, MACs, memory, latency
   anp-vs report RUNS             one HTML page: tables, verdicts, figures, provenance
+  anp-vs reproduce TABLE         all rows of a published table: train, evaluate, report, on this machine or many
   anp-vs recipes                 every recipe with its source
 
 Each command explains itself with --help.
@@ -116,6 +117,41 @@ class ReportCommand:
     images: int = 256
     seconds: float = 600.0
     data_root: str | None = None
+
+
+@dataclass(frozen=True)
+class ReproduceCommand:
+    """Train, evaluate and report the rows of a published table. What is done is not done again.
+
+    Attributes:
+        table: mnist, cifar10 or cifar100.
+        rows: which ones; the eight published rows by default.
+        seeds: runs of each row, with the seeds 0, 1, ...
+        recipe: paper, 200 epochs as published; or cpu, reduced to what two CPU cores can train.
+        data_root: folder that holds the data sets; without it they are downloaded.
+        out: folder of the run directories and of the report.
+        autoattack: test images to run AutoAttack on; 0 for none.
+        retries: further tries of a run that failed, each from its last checkpoint.
+        device: where to train.
+        cluster: spread the runs over Ray: the cluster at RAY_ADDRESS, or a local one that is started.
+        cpus: CPU cores of one run on the cluster.
+        gpus: GPUs of one run on the cluster; 0.5 lets two share one.
+        dry: only show the plan.
+    """
+
+    table: Annotated[Literal["mnist", "cifar10", "cifar100"], tyro.conf.Positional]
+    rows: tuple[str, ...] = ()
+    seeds: int = 1
+    recipe: Literal["paper", "cpu"] = "cpu"
+    data_root: str | None = None
+    out: Path = Path("runs")
+    autoattack: int = 1000
+    retries: int = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cluster: bool = False
+    cpus: int = 1
+    gpus: float = 0.0
+    dry: bool = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -235,6 +271,36 @@ def report(words: list[str]) -> int:
     return 0
 
 
+def reproduce(words: list[str]) -> int:
+    """anp-vs reproduce TABLE."""
+    from anp_vs.report.page import write_report
+    from anp_vs.report.tables import show_blocks
+    from anp_vs.reproduce import table
+    from anp_vs.reproduce.overview import Overview
+    from anp_vs.reproduce.plan import ROWS, plan
+
+    asked = tyro.cli(ReproduceCommand, args=words, prog="anp-vs reproduce", config=(tyro.conf.AvoidSubcommands,))
+    out = asked.out.resolve() if asked.cluster else asked.out
+    jobs = plan(
+        asked.table, rows=asked.rows or ROWS, seeds=asked.seeds, effort=asked.recipe, root=out,
+        data_root=asked.data_root, autoattack=asked.autoattack,
+    )  # fmt: skip
+    if asked.dry:
+        Console(highlight=False).print(Overview(jobs).table())
+        return 0
+    overview = table.reproduce(
+        jobs, cluster=asked.cluster, retries=asked.retries, cpus=asked.cpus, gpus=asked.gpus, data_root=asked.data_root,
+        device=asked.device,
+    )  # fmt: skip
+    if runs := table.evaluated(jobs):
+        show_blocks(runs)
+        print(f"The page: {write_report(runs, out / f'{asked.table}-{asked.recipe}.html')}")
+    lost = overview.count("failed") + overview.count("left out")
+    if lost:
+        print(f"{lost} of {len(jobs)} jobs failed or were left out; run the same command again to go on with them.")
+    return 1 if lost else 0
+
+
 def list_recipes(words: list[str]) -> int:
     """anp-vs recipes."""
     for table in dict.fromkeys(name.split("/")[0] for name in recipes.RECIPES):
@@ -255,5 +321,5 @@ def demo(words: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": demo, "train": train, "evaluate": evaluate, "compact": compact, "cost": cost, "report": report,
-    "recipes": list_recipes,
+    "reproduce": reproduce, "recipes": list_recipes,
 }  # fmt: skip

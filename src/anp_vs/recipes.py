@@ -101,6 +101,8 @@ class Recipe:
         decide_at: share of training after which the gates are fixed: multipliers become E[pi], what is pruned
             leaves the network, and the weights go on alone. 1 lets them learn to the end, as published.
         target_sparsity: fix the gates as soon as this percentage of the units is pruned; None waits.
+        cost_exponent: c in (m / mean m)^c, which a unit's KL term is multiplied by, m being the MACs that its
+            removal spares an image and the powers scaled to a mean of 1; 0 prices all units alike, as published.
         remove_after: units that stay pruned for this many steps leave the training network; 0 keeps them.
         average: decay of the running average of the weights that is evaluated and saved; 0 uses the last weights.
         augment: zero-pad 4, random crop and flip.
@@ -130,6 +132,7 @@ class Recipe:
     eps_warmup: float = 0.0
     decide_at: float = 1.0
     target_sparsity: float | None = None
+    cost_exponent: float = 0.0
     remove_after: int = 0
     average: float = 0.0
     augment: bool = False
@@ -149,6 +152,8 @@ class Recipe:
         for name in ("lr", "gate_lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} is {getattr(self, name)}; it must be positive and finite.")
+        if not 0 <= self.cost_exponent <= 2:
+            raise InputError(f"cost_exponent is {self.cost_exponent}; it must lie in [0, 2].")
         for name in ("eps_warmup", "decide_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it is a share of training and must lie in [0, 1].")
@@ -249,6 +254,14 @@ def override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
         else:
             plain[key] = str(value) if isinstance(value, Path) else value
     return from_dict(plain)
+
+
+def prerequisite(recipe: Recipe) -> Recipe | None:
+    """The recipe whose trained weights this one starts with: same seed, same images; None without one."""
+    if recipe.start not in RECIPES:
+        return None
+    same = {"seed": recipe.seed, "data_root": recipe.data_root, "validation": recipe.validation}
+    return override(RECIPES[recipe.start], same)
 
 
 def dump(recipe: Recipe) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from anp_vs.attacks.frozen import frozen
 from anp_vs.errors import InputError
 from anp_vs.evaluation.tracing import trace
-from anp_vs.pruning.compact import example_for
+from anp_vs.pruning.compact import compact, example_for
+from anp_vs.pruning.gate import gates
 
 BATCHES = (1, 128)
 """Batch sizes at which latency is measured."""
@@ -119,6 +121,24 @@ def macs(network: nn.Module, image: Tensor) -> int:
     with frozen(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(image)
     return int(counter.get_total_flops()) // 2
+
+
+def unit_macs(network: nn.Module, example: Tensor | None = None) -> dict[str, int]:
+    """For each gate, the MACs an image is spared when one of its units leaves the network.
+
+    Args:
+        network: a gated network; not changed.
+        example: as for `cost`.
+    """
+    image = (example_for(network) if example is None else example)[:1]
+    whole = macs(compact(network, example), image)
+    spared = {}
+    for name in gates(network):
+        trial = copy.deepcopy(network)
+        with torch.no_grad():
+            trial.get_submodule(name).get_parameter("a_uc")[-1] = -torch.inf
+        spared[name] = whole - macs(compact(trial, example), image)
+    return spared
 
 
 def peak_activation_bytes(network: nn.Module, image: Tensor) -> int | None:

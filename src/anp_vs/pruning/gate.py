@@ -47,6 +47,7 @@ class Gate(nn.Module):
         fixed: multiply by E[pi] (or 0) in training too; set once the gates have decided.
         copies: images in a batch that share one mask sample come as this many equal chunks of the batch
             (2 while a clean and an adversarial batch pass through together, see `shared_mask`).
+        price: what its KL counts in `total_kl`; 1 as published.
     """
 
     index: Tensor | None
@@ -60,6 +61,7 @@ class Gate(nn.Module):
         self.dim = dim
         self.fixed = False
         self.copies = 1
+        self.price = 1.0
 
     @property
     def units(self) -> int:
@@ -149,8 +151,8 @@ def weight_parameters(network: nn.Module) -> list[nn.Parameter]:
 
 
 def total_kl(network: nn.Module) -> Tensor:
-    """Sum of the gates' KL terms; 0 for a network without gates."""
-    terms = [gate.kl() for gate in gates(network).values()]
+    """Sum of the gates' KL terms, each times the gate's price; 0 for a network without gates."""
+    terms = [gate.price * gate.kl() for gate in gates(network).values()]
     return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float64)
 
 

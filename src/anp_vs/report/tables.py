@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -51,3 +52,20 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print measured rows beside the published ones; wide when the output is a file or a pipe."""
     console = Console(highlight=False)
     Console(highlight=False, width=console.width if console.is_terminal else 160).print(beside_published(rows))
+
+
+def show_blocks(runs: Sequence[Path]) -> None:
+    """Print the tables of evaluated runs: mean and spread over seeds, each row before the published one."""
+    from anp_vs.report.rows import blocks
+    from anp_vs.report.runs import read_runs
+
+    columns = {**COLUMNS, **MEASURED_ONLY}
+    for block in blocks(read_runs(runs)):
+        table = Table(f"{block.table} ({block.conditions['protocol']})", "runs", *columns.values(), box=None, pad_edge=False)
+        for line in block.lines:
+            cells = (line.cells.get(column) for column in columns)
+            texts = [" ".join(filter(None, (c.text, c.spread_text))) if c and c.value is not None else "-" for c in cells]
+            name = line.name if line.measured else f"  {line.name}, published"
+            table.add_row(name, str(line.runs), *texts, style="" if line.measured else "dim")
+        console = Console(highlight=False)
+        Console(highlight=False, width=console.width if console.is_terminal else 200).print(table)

@@ -19,6 +19,7 @@ from anp_vs.attacks.pgd import ascend
 from anp_vs.data import Dataset
 from anp_vs.data.augment import CROP_FLIP, NONE
 from anp_vs.errors import RunError
+from anp_vs.evaluation.cost import unit_macs
 from anp_vs.methods.method import Objective
 from anp_vs.networks import build
 from anp_vs.pruning.compact import Slices, example_for, open_gates, resize, shrink, take
@@ -72,7 +73,7 @@ class Trainer:
         self.reinitialised = self.method.begin(network, start) if start is not None else []
         network = self.method.prepare(network)
         if self.method.gated:
-            insert_gates(network)
+            set_prices(insert_gates(network), recipe.cost_exponent)
         self.network = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.decided = not self.method.gated
         self.dead_for = {name: torch.zeros(gate.units, dtype=torch.int64) for name, gate in gates(self.network).items()}
@@ -414,6 +415,17 @@ class Trainer:
         """For each gate: units alive of the original units."""
         with torch.no_grad():
             return {n: f"{int(g.alive().sum())}/{g.original_units}" for n, g in gates(self.network).items()}
+
+
+def set_prices(network: nn.Module, exponent: float) -> None:
+    """Price each gate's KL by the MACs its units cost, see `Recipe.cost_exponent`."""
+    if not exponent:
+        return
+    powers = {name: float(spared) ** exponent for name, spared in unit_macs(network).items()}
+    found = gates(network)
+    mean = sum(powers[name] * gate.units for name, gate in found.items()) / sum(g.units for g in found.values())
+    for name, gate in found.items():
+        gate.price = powers[name] / mean
 
 
 def _follow(

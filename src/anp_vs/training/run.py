@@ -113,11 +113,7 @@ def _start(recipe: Recipe, root: Path, device: str, quiet: bool) -> dict[str, Te
     if recipe.start is None:
         return None
     place = Path(recipe.start)
-    if recipe.start in recipes.RECIPES:
-        before = recipes.RECIPES[recipe.start]
-        before = recipes.override(
-            before, {"seed": recipe.seed, "data_root": recipe.data_root, "validation": recipe.validation}
-        )
+    if before := recipes.prerequisite(recipe):
         place = RunDirectory.default(before, root)
         train(before, out=place, device=device, quiet=quiet)
     network = serialization.locate(place / "network.safetensors" if place.is_dir() else place)

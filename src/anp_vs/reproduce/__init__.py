@@ -1,0 +1,1 @@
+"""The published tables, all rows of them: what has to run, where, and what has come of it."""

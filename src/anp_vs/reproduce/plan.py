@@ -1,0 +1,138 @@
+"""Which trainings and evaluations a table takes, and what each has to wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from anp_vs import recipes
+from anp_vs.errors import InputError, RunError
+from anp_vs.evaluation.figure_files import read_object
+from anp_vs.evaluation.row import evaluate_run
+from anp_vs.recipes import Recipe
+from anp_vs.training.run import train
+from anp_vs.training.run_directory import RunDirectory
+
+ROWS = ("standard", "bp", "at", "at-bnn", "pretrained-at", "admm", "trades", "anp-vs")
+"""The rows of the published tables, in their order."""
+Effort = Literal["paper", "cpu"]
+"""Which recipes: as published, or reduced to what two CPU cores can train."""
+SUFFIX: dict[Effort, str] = {"paper": "", "cpu": "-cpu"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training or one evaluation.
+
+    Attributes:
+        name: unlike that of any other job.
+        recipe: what is trained, or was.
+        run: its run directory.
+        needs: names of the jobs that have to be done before.
+        source: run whose network black-box images are made on, for an evaluation; None trains.
+        autoattack: test images AutoAttack is run on in an evaluation, 0 for none.
+    """
+
+    name: str
+    recipe: Recipe
+    run: Path
+    needs: tuple[str, ...] = ()
+    source: Path | None = None
+    autoattack: int = 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether the job is a training."""
+        return self.source is None
+
+    def done(self) -> bool:
+        """Whether its result is on the disk already."""
+        if self.trains:
+            return RunDirectory(self.run).finished
+        try:
+            row = read_object(RunDirectory(self.run).evaluation)
+        except RunError:
+            return False
+        return (
+            row is not None
+            and row["black_box_accuracy"] is not None
+            and (row.get("autoattack_images") or 0) >= self.autoattack
+        )
+
+    def do(self, data_root: str | None = None, device: str = "auto") -> None:
+        """Train or evaluate; goes on where it was stopped.
+
+        Raises:
+            AnpVsError: as `train` and `evaluate_run` do.
+        """
+        if self.trains:
+            train(self.recipe, out=self.run, device=device, quiet=True)
+        else:
+            evaluate_run(
+                self.run, data_root=data_root, source=self.source, autoattack=self.autoattack or None, progress=False
+            )
+
+
+def plan(
+    table: str,
+    *,
+    rows: Sequence[str] = ROWS,
+    seeds: int = 1,
+    effort: Effort = "cpu",
+    root: Path = Path("runs"),
+    data_root: str | None = None,
+    autoattack: int = 0,
+) -> list[Job]:
+    """All jobs of a table, each behind what it needs.
+
+    Args:
+        table: mnist, cifar10 or cifar100.
+        rows: recipes of the table; the published rows by default.
+        seeds: runs of each row, with the seeds 0, 1, ...
+        effort: `paper` or `cpu`.
+        root: folder of the run directories.
+        data_root: folder that holds the data sets; None downloads them.
+        autoattack: test images to run AutoAttack on, 0 for none.
+
+    Raises:
+        InputError: there is no such table or row, or a count is out of range.
+    """
+    if effort not in get_args(Effort):
+        raise InputError(f"The recipe is {effort!r}; choose one of {', '.join(get_args(Effort))}.")
+    prefix = f"{table}{SUFFIX[effort]}"
+    known = [name.rpartition("/")[2] for name in recipes.RECIPES if name.rpartition("/")[0] == prefix]
+    if not known:
+        raise InputError(f"There are no {effort} recipes for the table {table!r}; see anp-vs recipes.")
+    if unknown := [row for row in rows if row not in known]:
+        raise InputError(f"The table {prefix} has no row {unknown[0]!r}; its rows are {', '.join(known)}.")
+    if not 1 <= seeds <= 1000:
+        raise InputError(f"seeds is {seeds}; give 1 to 1000 runs a row.")
+    if autoattack < 0:
+        raise InputError(f"autoattack is {autoattack}; give a number of test images, 0 for none.")
+    jobs: dict[str, Job] = {}
+
+    def training(recipe: Recipe) -> Job:
+        name = f"train {recipe.name} seed {recipe.seed}"
+        if name not in jobs:
+            before = recipes.prerequisite(recipe)
+            needs = (training(before).name,) if before else ()
+            jobs[name] = Job(name, recipe, RunDirectory.default(recipe, root), needs)
+        return jobs[name]
+
+    for seed in range(seeds):
+        for row in rows:
+            wanted = training(recipes.override(recipes.RECIPES[f"{prefix}/{row}"], _own(seed, data_root)))
+            if wanted.recipe.black_box is None:
+                continue
+            other = recipes.RECIPES[wanted.recipe.black_box]
+            source = training(recipes.override(other, _own(other.seed, data_root)))
+            name = f"evaluate {wanted.recipe.name} seed {seed}"
+            needs = (wanted.name, source.name)
+            jobs[name] = Job(name, wanted.recipe, wanted.run, needs, source.run, autoattack)
+    return list(jobs.values())
+
+
+def _own(seed: int, data_root: str | None) -> dict[str, object]:
+    return {"seed": seed, "data_root": data_root}

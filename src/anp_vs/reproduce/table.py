@@ -1,0 +1,50 @@
+"""`anp-vs reproduce`: a whole table, from nothing to a page with measured beside published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from anp_vs.reproduce.cluster import work_on_cluster
+from anp_vs.reproduce.here import work_here
+from anp_vs.reproduce.overview import Overview
+from anp_vs.reproduce.plan import Job
+
+
+def reproduce(
+    jobs: Sequence[Job],
+    *,
+    cluster: bool = False,
+    retries: int = 2,
+    cpus: int = 1,
+    gpus: float = 0.0,
+    data_root: str | None = None,
+    device: str = "auto",
+) -> Overview:
+    """Do what of a plan is not done yet.
+
+    Args:
+        jobs: from `plan`.
+        cluster: on Ray instead of in this process.
+        retries: further tries of a job that failed, from its last checkpoint.
+        cpus: CPU cores a job gets on the cluster.
+        gpus: GPUs a job gets on the cluster.
+        data_root: folder that holds the data sets.
+        device: auto, cpu or cuda.
+
+    Returns:
+        The overview, with the state of every job.
+    """
+    with Overview(jobs) as overview:
+        if cluster:
+            work_on_cluster(
+                jobs, overview, retries=retries, cpus=cpus, gpus=gpus, data_root=data_root, device=device
+            )
+        else:
+            work_here(jobs, overview, lambda job: job.do(data_root, device), retries)
+    return overview
+
+
+def evaluated(jobs: Sequence[Job]) -> list[Path]:
+    """Run directories of a plan whose evaluation is done."""
+    return [job.run for job in jobs if not job.trains and job.done()]
