@@ -42,14 +42,16 @@ class Dropout(nn.Module):
         super().__init__()
         self.probability = probability
         self.copies = 1
+        self.share = (0, 1)  # as `Gate.share`
 
     def forward(self, features: Tensor) -> Tensor:
         """Drop elements in training (the rest is scaled up), change nothing in evaluation."""
         if not self.training or not self.probability:
             return features
-        shape = (features.shape[0] // self.copies, *features.shape[1:])
+        rank, world = self.share
+        shape = (world, features.shape[0] // self.copies, *features.shape[1:])
         keep = torch.empty(shape, dtype=features.dtype, device=features.device)
-        keep.bernoulli_(1 - self.probability).div_(1 - self.probability)
+        keep = keep.bernoulli_(1 - self.probability).div_(1 - self.probability)[rank]
         return features * keep.repeat(self.copies, *[1] * (features.dim() - 1))
 
     def extra_repr(self) -> str:

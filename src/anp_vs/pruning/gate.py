@@ -47,6 +47,8 @@ class Gate(nn.Module):
         fixed: multiply by E[pi] (or 0) in training too; set once the gates have decided.
         copies: images in a batch that share one mask sample come as this many equal chunks of the batch
             (2 while a clean and an adversarial batch pass through together, see `shared_mask`).
+        share: (rank, world): in data-parallel training the noise is drawn for the whole batch, and these rows of
+            it are used.
         price: what its KL counts in `total_kl`; 1 as published.
     """
 
@@ -61,6 +63,7 @@ class Gate(nn.Module):
         self.dim = dim
         self.fixed = False
         self.copies = 1
+        self.share = (0, 1)
         self.price = 1.0
 
     @property
@@ -111,7 +114,8 @@ class Gate(nn.Module):
         log_power = (torch.log(u) / b).clamp(min=-600.0)
         log_pi = (torch.log(-torch.expm1(log_power)) / a).clamp(max=-1e-300)
         logit_pi = log_pi - torch.log(-torch.expm1(log_pi))
-        noise = torch.rand(batch, self.units, device=a.device, dtype=self.a_uc.dtype)
+        rank, world = self.share
+        noise = torch.rand(world, batch, self.units, device=a.device, dtype=self.a_uc.dtype)[rank]
         noise = noise.clamp(1e-7, 1 - 1e-7)
         logit = torch.log(noise) - torch.log1p(-noise) + logit_pi.clamp(-1e4, 1e4).to(noise.dtype)
         return torch.sigmoid(logit / TEMPERATURE)

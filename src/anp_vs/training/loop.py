@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from anp_vs.pruning.gate import gate_parameters, gates, sparsity_percent, weight
 from anp_vs.pruning.insertion import insert_gates
 from anp_vs.pruning.twin import Twin
 from anp_vs.recipes import Recipe
+from anp_vs.training.parallel import Share
 from anp_vs.training.seeding import derive, generator
 
 VALIDATION_IMAGES = 1000
@@ -61,6 +62,8 @@ class Trainer:
         self, recipe: Recipe, dataset: Dataset, fabric: Fabric, start: dict[str, Tensor] | None = None
     ) -> None:
         self.recipe, self.fabric, self.method = recipe, fabric, recipe.method
+        self.share = Share(fabric)
+        self.share.check(recipe.batch_size)
         self.train, self.validation = dataset.train.to(fabric.device), dataset.validation.to(fabric.device)
         if len(self.train) < recipe.batch_size:
             raise RunError(
@@ -148,6 +151,7 @@ class Trainer:
 
     def _rebuild(self) -> None:
         """Trace the network again after its shape changed."""
+        self.share.prepare(self.network)
         self.twin = (
             Twin(self.network, example_for(self.network))
             if self.method.adversarial and not self.method.random
@@ -167,7 +171,7 @@ class Trainer:
         return self.step // self.steps_per_epoch
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Images (float, augmented) and labels of the present step."""
+        """Images (float, augmented) and labels of the present step; of several processes, this one's share."""
         epoch, index = divmod(self.step, self.steps_per_epoch)
         device, seed = self.fabric.device, self.recipe.seed
         if self._order is None or self._order[0] != epoch:
@@ -176,7 +180,8 @@ class Trainer:
         chosen = self._order[1][index * self.recipe.batch_size : (index + 1) * self.recipe.batch_size]
         augment = CROP_FLIP if self.recipe.augment else NONE
         draws = generator(torch.device("cpu"), seed, "augment", self.step)
-        return augment(self.train.batch(chosen), draws), self.train.labels[chosen]
+        images = augment(self.train.batch(chosen), draws)
+        return self.share.rows(images), self.share.rows(self.train.labels[chosen])
 
     def attack(self, images: Tensor, labels: Tensor) -> Tensor:
         """Adversarial images of the present network in evaluation mode, made on its compact twin."""
@@ -186,12 +191,12 @@ class Trainer:
         recipe = self.recipe.attack
         lower, upper = geometry.box(images, eps)
         draws = generator(images.device, self.recipe.seed, "attack", self.step)
-        noise = torch.empty_like(images)
+        noise = images.new_empty(self.recipe.batch_size, *images.shape[1:])
         if self.method.start_radius is None:
             noise.uniform_(-eps, eps, generator=draws)
         else:
             noise.normal_(0, self.method.start_radius, generator=draws)
-        start = torch.clamp(images + noise, lower, upper)
+        start = torch.clamp(images + self.share.rows(noise), lower, upper)
         if self.twin is not None:
             twin = self.twin.build()
             return ascend(
@@ -224,9 +229,10 @@ class Trainer:
         loss = objective.weights
         if self.companion is not None:
             loss = loss + self.companion.penalty()
-        if not bool(torch.isfinite(loss)):
+        value = self.share.mean({"loss": float(loss.detach())})["loss"]
+        if not math.isfinite(value):
             raise RunError(
-                f"The loss became {loss.item()} at step {self.step} of {self.total_steps} (epoch {self.epoch}). Training "
+                f"The loss became {value} at step {self.step} of {self.total_steps} (epoch {self.epoch}). Training "
                 f"stopped; the last checkpoint is intact. Lower lr (now {self.recipe.lr}) or gate_lr, or lengthen eps_warmup."
             )
         self._backward(loss, objective)
@@ -259,8 +265,8 @@ class Trainer:
             parameters = gate_parameters(self.network)
             self._assign(parameters, torch.autograd.grad(objective.gates, parameters))
 
-    def _assign(self, parameters: list[nn.Parameter], gradients: tuple[Tensor | None, ...]) -> None:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+    def _assign(self, parameters: list[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+        for parameter, gradient in zip(parameters, self.share.average(gradients), strict=True):
             parameter.grad = gradient
 
     def _count(self, objective: Objective, labels: Tensor) -> None:
@@ -275,7 +281,7 @@ class Trainer:
 
     def take_means(self) -> dict[str, float]:
         """Means of the metrics since the last call, with the present schedule and sparsity."""
-        values = {name: value / max(self.counted, 1) for name, value in self.means.items()}
+        values = self.share.mean({name: value / max(self.counted, 1) for name, value in self.means.items()})
         self.means, self.counted = {}, 0
         values |= {"lr": self.weights_optimiser.param_groups[0]["lr"], "eps": self.eps()}
         if self.method.gated:
