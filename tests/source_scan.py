@@ -12,6 +12,9 @@ FORBIDDEN_CALLS = {
     "exec": "runs text as code",
     "os.system": "runs text as a command",
     "os.popen": "runs text as a command",
+    "torch.load": "reads a pickle, and the filter weights_only has been got round before",
+    "torch.serialization.load": "reads a pickle",
+    "torch.save": "writes a pickle",
     "torch.jit.load": "runs the code in the file",
     "torch.package.PackageImporter": "runs the code in the file",
     "yaml.unsafe_load": "builds any object the file names",
@@ -79,8 +82,6 @@ def _why_unsafe(called: str, call: ast.Call, names: dict[str, str]) -> str | Non
 
     if called in FORBIDDEN_CALLS:
         return FORBIDDEN_CALLS[called]
-    if called in {"torch.load", "torch.serialization.load"} and not given("weights_only", True):
-        return "without weights_only=True reads a pickle"
     if called == "numpy.load" and "allow_pickle" in keywords and not given("allow_pickle", False):
         return "with allow_pickle reads a pickle"
     if called in {"yaml.load", "yaml.load_all"}:

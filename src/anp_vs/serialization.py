@@ -23,7 +23,7 @@ from anp_vs.pruning.compact import example_for, resize
 from anp_vs.pruning.gate import gates
 from anp_vs.pruning.insertion import insert_gates
 from anp_vs.recipes import shown
-from anp_vs.training.checkpoint import write_atomically
+from anp_vs.storage import write_atomically
 
 CARD_FORMAT = 1
 LARGEST_CARD = 10_000_000

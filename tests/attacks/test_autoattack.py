@@ -143,7 +143,7 @@ def test_a_state_of_something_else_or_damaged_is_refused_and_kept(tmp_path: Path
         with pytest.raises(RunError, match="damaged"):
             run()
         assert path.read_bytes() == damaged
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(RunError, match="could not be written"):
         run(resume=tmp_path / "missing" / "state.pt")
 
 

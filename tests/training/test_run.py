@@ -15,7 +15,7 @@ import torch
 
 from anp_vs import recipes, serialization
 from anp_vs.errors import InputError, RunError
-from anp_vs.training import checkpoint, run
+from anp_vs.training import checkpoint, run, run_directory
 from anp_vs.training.loop import Trainer
 from anp_vs.training.run_directory import MetricsLog, RunDirectory
 from training.tiny import digits, equal, patched, recipe, send, start, trainer
@@ -154,11 +154,11 @@ def test_the_previous_checkpoint_is_used_when_the_last_is_damaged_and_it_is_said
 ) -> None:
     run.train(recipe(), out=tmp_path / "whole", quiet=True)
     stopped_at(7, path, monkeypatch)
-    file = path / "checkpoint.pt"
+    file = path / "checkpoint.state"
     file.write_bytes(file.read_bytes()[:-100])
     run.train(recipe(), out=path, quiet=True)
     same_run(tmp_path / "whole", path)
-    assert "checkpoint.pt is damaged" in caplog.text
+    assert "checkpoint.state is damaged" in caplog.text
     assert "previous checkpoint is used" in caplog.text
 
 
@@ -229,7 +229,7 @@ def test_a_directory_in_use_is_refused_and_a_dead_process_leaves_no_lock(path: P
         run.train(recipe(), out=path, quiet=True)
     process = start(recipe(epochs=1000), path)
     try:
-        waited(path / "checkpoint.pt")
+        waited(path / "checkpoint.state")
         with pytest.raises(RunError, match="in use by another process"):
             run.train(recipe(), out=path, quiet=True)
     finally:
@@ -278,14 +278,14 @@ def test_weights_for_another_number_of_classes_are_refused(path: Path, tmp_path:
 def test_a_checkpoint_that_is_whole_but_does_not_belong_is_refused(what: str, path: Path) -> None:
     run.train(recipe(), out=path, quiet=True)
     (path / "network.json").unlink()  # not finished
-    state = checkpoint.read(path / "checkpoint.pt")
+    state = checkpoint.read(path / "checkpoint.state")
     if what == "other network":
         state["network"] = {"layer.weight": torch.ones(2)}
     elif what == "no step":
         del state["step"]
     else:
         state["weights_optimiser"]["param_groups"] = 3
-    checkpoint.save(path / "checkpoint.pt", state)
+    checkpoint.save(path / "checkpoint.state", state)
     with pytest.raises(RunError, match="does not belong to this recipe or to this version"):
         run.train(recipe(), out=path, quiet=True)
 
@@ -304,7 +304,7 @@ def test_metrics_that_were_cut_or_changed_by_hand(path: Path, monkeypatch: pytes
 # -- the disk -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", ["metrics.jsonl", "checkpoint.pt", "network.safetensors", "recipe.yaml"])
+@pytest.mark.parametrize("file", ["metrics.jsonl", "checkpoint.state", "network.safetensors", "recipe.yaml"])
 def test_a_disk_that_is_full_at_any_file_stops_the_run_and_it_goes_on_later(
     file: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,12 +320,12 @@ def test_a_disk_that_is_full_at_any_file_stops_the_run_and_it_goes_on_later(
             real = checkpoint.write_atomically
 
             def sometimes(target: Path, content: bytes) -> None:
-                (refused if target.name == file and (file != "checkpoint.pt" or target.exists()) else real)(
+                (refused if target.name == file and (file != "checkpoint.state" or target.exists()) else real)(
                     target, content
                 )
 
-            patch.setattr(checkpoint, "write_atomically", sometimes)
-            patch.setattr(serialization, "write_atomically", sometimes)
+            for module in (checkpoint, run_directory, serialization):
+                patch.setattr(module, "write_atomically", sometimes)
         with pytest.raises(RunError, match="No space left on device"):
             run.train(recipe(), out=path, quiet=True)
     run.train(recipe(), out=path, quiet=True)
@@ -353,7 +353,7 @@ class FullLog(MetricsLog):
 def test_a_diverging_run_stops_with_its_last_good_checkpoint(path: Path) -> None:
     with pytest.raises(RunError, match=r"The loss became|not finite"):
         run.train(recipe(optimiser="sgd", lr=1e25, schedule="multistep"), out=path, quiet=True)
-    state, problem = checkpoint.read_latest(path / "checkpoint.pt")
+    state, problem = checkpoint.read_latest(path / "checkpoint.state")
     if state is not None:
         assert all(bool(value.isfinite().all()) for value in state["network"].values())
     assert problem == ""
@@ -373,7 +373,7 @@ def test_weights_that_are_not_finite_never_reach_the_disk(path: Path, monkeypatc
     monkeypatch.setattr(Trainer, "advance", spoiling)
     with pytest.raises(RunError, match=r"fc\.bias holds values that are not finite after step 5"):
         run.train(recipe(), out=path, quiet=True)
-    assert checkpoint.read(path / "checkpoint.pt")["step"] == 4
+    assert checkpoint.read(path / "checkpoint.state")["step"] == 4
 
 
 def test_a_gate_that_collapses_is_said_once_even_when_the_run_is_resumed(
@@ -415,7 +415,7 @@ def test_a_signal_saves_and_ends_the_process_and_the_run_goes_on_from_there(
     send(process, number)
     process.join(60)
     assert process.exitcode == 130, (path.parent / "output").read_text()
-    stopped = checkpoint.read(path / "checkpoint.pt")["step"]
+    stopped = checkpoint.read(path / "checkpoint.state")["step"]
     assert 0 < stopped < 24
     run.train(asked, out=path, quiet=True)
     run.train(asked, out=tmp_path / "whole", quiet=True)

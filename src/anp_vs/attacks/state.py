@@ -1,7 +1,6 @@
 """Where an evaluation stands, image by image, kept in a file so that it can go on after an interruption."""
 
 import hashlib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anp_vs.errors import RunError
+from anp_vs.storage import pack, unpack, write_atomically
 
 _FORMAT = 1
 
@@ -103,35 +103,24 @@ class State:
         self.save()
 
     def save(self) -> None:
-        """Write the state beside its file, onto the disk, and then put it in the file's place."""
+        """Keep the state in its file.
+
+        Raises:
+            RunError: the disk refuses; what was there before is untouched.
+        """
         if self.path is None:
             return
         content: dict[str, Any] = {name: getattr(self, name) for name in (*_TENSORS, *_VALUES)}
-        for name in _TENSORS:
-            content[name] = getattr(self, name).cpu()
-        content["checksum"] = _checksum(content)
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        except OSError as error:
-            raise RunError(
-                f"the evaluation's state cannot be written to {self.path}: {error}. Name a file in a "
-                "directory that exists, is writable and has room."
-            ) from error
+        write_atomically(self.path, pack(content))
 
     def _restore(self, path: Path) -> None:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = unpack(path.read_bytes(), path)
             stored = {name: content[name] for name in (*_TENSORS, *_VALUES)}
-            whole = content["checksum"] == _checksum(stored)
-        except Exception as error:  # whatever a damaged file makes the reader raise
-            raise RunError(_damaged(path)) from error
-        if not whole:
-            raise RunError(_damaged(path))
+        except (KeyError, OSError, RunError) as error:
+            raise RunError(
+                f"{path} is not the state of an evaluation, or is damaged. Delete it, or name another file."
+            ) from error
         if stored["identity"] != self.identity:
             raise RunError(
                 f"{path} belongs to an evaluation with other images, labels or settings. Name another file, "
@@ -154,15 +143,3 @@ _VALUES = ("identity", "attack", "done", "after")
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    digest = hashlib.sha256(repr([content[name] for name in _VALUES]).encode())
-    for name in _TENSORS:
-        digest.update(repr((name, content[name].dtype, content[name].shape)).encode())
-        digest.update(_bytes(content[name]))
-    return digest.hexdigest()
-
-
-def _damaged(path: Path) -> str:
-    return f"{path} is not the state of an evaluation, or is damaged. Delete it, or name another file."

@@ -11,7 +11,7 @@ from typing import Any
 from anp_vs import serialization
 from anp_vs.errors import RunError
 from anp_vs.provenance import provenance
-from anp_vs.training.checkpoint import write_atomically
+from anp_vs.storage import write_atomically
 from anp_vs.training.run_directory import RunDirectory
 
 DIAGNOSIS = "diagnosis"

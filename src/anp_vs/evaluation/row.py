@@ -13,7 +13,7 @@ from anp_vs.evaluation.robustness import evaluate
 from anp_vs.provenance import provenance
 from anp_vs.pruning.gate import gates
 from anp_vs.recipes import Recipe
-from anp_vs.training.checkpoint import write_atomically
+from anp_vs.storage import write_atomically
 from anp_vs.training.run_directory import RunDirectory, root_of
 
 EOT_DRAWS = 20

@@ -20,7 +20,7 @@ from anp_vs.report.pictures import Picture
 from anp_vs.report.rows import BETTER, Block, blocks
 from anp_vs.report.run_pictures import of_run
 from anp_vs.report.runs import RunRecord, find_runs, read_runs
-from anp_vs.training.checkpoint import write_atomically
+from anp_vs.storage import write_atomically
 
 HEADINGS = {
     "clean_accuracy": "clean %", "white_box_accuracy": "white-box %", "white_box_accuracy_strongest": "strongest PGD %",

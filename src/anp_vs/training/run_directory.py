@@ -16,6 +16,7 @@ from typing import Any
 from anp_vs import recipes
 from anp_vs.errors import InputError, RunError
 from anp_vs.recipes import Recipe
+from anp_vs.storage import write_atomically
 from anp_vs.training import checkpoint
 
 ROOT = Path("runs")
@@ -31,7 +32,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.recipe_file = path / "recipe.yaml"
-        self.checkpoint = path / "checkpoint.pt"
+        self.checkpoint = path / "checkpoint.state"
         self.metrics = path / "metrics.jsonl"
         self.network = path / "network.safetensors"
         self.compact = path / "compact.safetensors"
@@ -98,7 +99,7 @@ class RunDirectory:
         """
         self.check(recipe)
         if not self.recipe_file.exists():
-            checkpoint.write_atomically(self.recipe_file, recipes.dump(recipe).encode())
+            write_atomically(self.recipe_file, recipes.dump(recipe).encode())
 
     def check(self, recipe: Recipe) -> None:
         """See that the directory belongs to this recipe, or to none yet.
