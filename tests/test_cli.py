@@ -124,7 +124,7 @@ def test_the_other_commands_explain_themselves(command: str, anp_vs: Any) -> Non
         ("train digits/at --seed -1", r"seed is -1; it must lie in \[0, 2\^32\)"),
         ("evaluate nowhere", "no saved network 'nowhere'"),
         ("evaluate .", "no recipe.yaml|not a run"),
-        ("evaluate", "TARGET|target"),
+        ("evaluate", "RUN_OR_MODEL"),
         ("evaluate no_such:thing --data digits --eps 0.1", "'no_such' cannot be imported"),
         ("evaluate torch.nn:Identity --data digits", "Give the radius .--eps."),
         ("evaluate torch.nn:Identity --eps 0.1", "Give the data set .--data."),
@@ -219,7 +219,7 @@ def test_evaluate_any_classifier_prints_the_row_and_the_verdict(anp_vs: Any) -> 
     words = ["--data", "digits", "--eps", "0.1", "--steps", "2", "--limit", "6", "--out", "mine.json"]
     ran = anp_vs("evaluate", str(saved), *words, "--masking", "6")
     assert ran.status == 0, ran.err
-    assert "igns of masked gradients" in ran.out
+    assert "of masked gradients" in ran.out
     assert "unbounded attack reaches 0 %" in ran.out
     assert "give --black-box RUN_OR_MODEL" in ran.out
     assert json.loads(Path("mine.json").read_text())["diagnosis"]["images"] == 6

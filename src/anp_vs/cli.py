@@ -66,8 +66,8 @@ class EvaluateCommand:
         step: length of a PGD step; 2.5 eps / steps by default.
         steps: PGD steps; 40 by default.
         norm: of the attack.
-        draws: passes averaged for a network that is random in evaluation; 20 is usual.
-        black_box: network that black-box images are made on, named like the target; the recipe's own source by default.
+        draws: passes averaged in every prediction and gradient where the network is random in evaluation; 20 by default.
+        black_box: networks that black-box images are made on, named like the target; the recipe's own source by default.
         autoattack: also run AutoAttack on this many test images; run again to go on where it was stopped.
         masking: test images on which signs of masked gradients are looked for; 0 leaves that out.
         limit: only the first so many test images, for a quick look; the row says so.
@@ -76,7 +76,7 @@ class EvaluateCommand:
         device: where to evaluate.
     """
 
-    target: Annotated[str, tyro.conf.Positional]
+    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
     data: str | None = None
     data_root: str | None = None
     eps: float | None = None
@@ -84,7 +84,7 @@ class EvaluateCommand:
     steps: int | None = None
     norm: Literal["inf", "2", "1"] = "inf"
     draws: int | None = None
-    black_box: str | None = None
+    black_box: tuple[str, ...] = ()
     autoattack: int | None = None
     masking: int = 200
     limit: int | None = None
@@ -197,7 +197,7 @@ def evaluate(words: list[str]) -> int:
 
     asked = tyro.cli(EvaluateCommand, args=words, prog="anp-vs evaluate")
     options = {
-        "data_root": asked.data_root, "source": asked.black_box, "limit": asked.limit, "autoattack": asked.autoattack,
+        "data_root": asked.data_root, "sources": asked.black_box, "limit": asked.limit, "autoattack": asked.autoattack,
         "masking": asked.masking or None, "protocol": asked.protocol, "device": asked.device,
     }  # fmt: skip
     conditions = Conditions(asked.data, asked.eps, asked.step, asked.steps, asked.norm, draws=asked.draws)

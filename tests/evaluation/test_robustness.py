@@ -272,6 +272,7 @@ def test_nan_in_a_later_batch_is_refused(pair: tuple[Tensor, Tensor]) -> None:
         ({"norm": "3"}, "norm"),
         ({"draws": 0}, "draws"),
         ({"autoattack": 0}, "autoattack"),
+        ({"masking": 0}, "masking"),
         ({"protocol": "tables"}, "protocol"),
         ({"protocol": "released-code", "autoattack": 5}, "AutoAttack"),
         ({"classes": 10}, "classes"),

@@ -18,6 +18,7 @@ from anp_vs.evaluation.figure_files import diagnosis_of
 from anp_vs.evaluation.models import find_model
 from anp_vs.evaluation.row import Conditions, evaluate_model, evaluate_run
 from anp_vs.networks import build
+from anp_vs.report.tables import cell
 from report.made_runs import make_run
 
 FACTORIES = """
@@ -99,6 +100,13 @@ def test_the_outcome_of_each_image_is_kept(folder: Path) -> None:
     assert kept["correct"]["autoattack"] == [int(each) for each in stands]
 
 
+def test_several_sources_are_attacked_together(folder: Path) -> None:
+    first, second = (serialization.save(build("lenet5-caffe"), name) for name in ("first", "second"))
+    row = measured("sound", sources=[first, second, "users_networks:sound"])
+    assert row["black_box_source"] == f"{first}, {second}, users_networks:sound"
+    assert row["black_box_accuracy"] >= measured("sound", sources=["users_networks:sound"])["black_box_accuracy"]
+
+
 def test_masked_gradients_are_looked_for_unless_told_otherwise() -> None:
     found = measured("quantised", masking=40, limit=40)["diagnosis"]
     assert found["suspicious"]
@@ -112,12 +120,13 @@ def test_masked_gradients_are_looked_for_unless_told_otherwise() -> None:
 
 def test_a_random_network_never_gets_a_figure_of_one_draw() -> None:
     with pytest.raises(InputError, match="Give draws"):
-        measured("noisy")
-    row = measured("noisy", Conditions("digits", 0.1, steps=2, restarts=1, draws=3), limit=5)
-    assert (row["random"], row["draws"]) == (True, 3)
+        measured("noisy", Conditions("digits", 0.1, steps=2, draws=1))
+    row = measured("noisy", Conditions("digits", 0.1, steps=1, restarts=1), limit=5)
+    assert (row["random"], row["draws"]) == (True, 20)
     shown = [name for name in row if name.endswith("_accuracy") and row[name] is not None]
     assert shown
     assert all(f"{name}_spread" in row for name in shown)
+    assert all("±" in cell(row, name) for name in shown)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +155,7 @@ def test_a_module_that_is_not_there_and_an_instance() -> None:
 
 def test_without_a_recipe_the_data_set_and_the_radius_must_be_given(folder: Path) -> None:
     for conditions in (Conditions(), Conditions(data="digits"), Conditions(eps=0.1)):
-        with pytest.raises(InputError, match="Give the .*--(data|eps)"):
+        with pytest.raises(InputError, match=r"Give the .*--(data|eps)"):
             measured("sound", conditions)
     with pytest.raises(RunError, match="no folder nowhere"):
         evaluate_model("users_networks:sound", SMALL, out=Path("nowhere/row.json"))
@@ -157,7 +166,15 @@ def test_a_saved_network_is_evaluated_as_its_card_says(folder: Path) -> None:
     run = make_run(folder, "digits/at", test_attack={"eps": 0.1, "step": 0.05, "steps": 2}, restarts=1)
     own = evaluate_run(run, **FAST)
     row = evaluate_model(str(run / "network.safetensors"), Conditions(restarts=1), out=Path("row.json"), **FAST)
-    columns = ("clean_accuracy", "white_box_accuracy", "white_box_accuracy_strongest", "eps", "step", "steps", "dataset")
+    columns = (
+        "clean_accuracy",
+        "white_box_accuracy",
+        "white_box_accuracy_strongest",
+        "eps",
+        "step",
+        "steps",
+        "dataset",
+    )
     assert [row[name] for name in columns] == [own[name] for name in columns]
     other = evaluate_model(str(run / "network"), Conditions(eps=0.0), out=Path("row.json"), **FAST)
     assert other["white_box_accuracy"] == other["clean_accuracy"] == row["clean_accuracy"]

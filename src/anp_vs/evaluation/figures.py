@@ -207,7 +207,7 @@ def diagnosis(exhibit: Exhibit) -> dict[str, Any]:
     source = black_box_source(RunDirectory(exhibit.path), exhibit.recipe)
     found = diagnose(
         exhibit.network, (exhibit.images, exhibit.labels), eps=budget.eps, step=budget.step, steps=budget.steps,
-        source=network_at(source) if source else None, limit=None, batch_size=_BATCH, draws=exhibit.draws, progress=False,
+        source=network_at([source] if source else []), limit=None, batch_size=_BATCH, draws=exhibit.draws, progress=False,
     )  # fmt: skip
     return found.as_dict() | {"black_box_source": str(source) if source else None}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from anp_vs import recipes, serialization
 from anp_vs.attacks.geometry import Norm
+from anp_vs.attacks.transfer import Ensemble
 from anp_vs.data import load as load_data
 from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.masking import DIAGNOSED
@@ -34,7 +36,8 @@ class Options:
 
     Attributes:
         data_root: folder that holds the data set; the recipe's own by default.
-        source: run, saved network or `module:factory` that black-box images are made on.
+        sources: runs, saved networks or `module:factory` that black-box images are made on, together (see
+            `anp_vs.attacks.transfer`).
         limit: evaluate only the first so many images (the row says so).
         autoattack: images to run AutoAttack on.
         masking: images on which signs of masked gradients are looked for; None leaves that out.
@@ -44,7 +47,7 @@ class Options:
     """
 
     data_root: str | None = None
-    source: str | Path | None = None
+    sources: Sequence[str | Path] = ()
     limit: int | None = None
     autoattack: int | None = None
     masking: int | None = DIAGNOSED
@@ -86,10 +89,11 @@ def black_box_source(run: RunDirectory, recipe: Recipe) -> Path | None:
     return source.path if source.finished else None
 
 
-def network_at(source: str | Path) -> nn.Module:
-    """The network of a black-box source: a run's trained one, a saved one, or a factory's."""
-    path = Path(source)
-    return serialization.load(path / "network.safetensors") if path.is_dir() else find_model(str(source)).network
+def network_at(sources: Sequence[str | Path]) -> nn.Module | None:
+    """The network that black-box images are made on: a run's trained one, a saved one, a factory's, or several."""
+    paths = [Path(source) / "network.safetensors" if Path(source).is_dir() else source for source in sources]
+    networks = [find_model(str(path)).network for path in paths]
+    return Ensemble(networks) if len(networks) > 1 else next(iter(networks), None)
 
 
 def evaluate_run(path: Path, **options: Any) -> dict[str, Any]:
@@ -111,19 +115,20 @@ def evaluate_run(path: Path, **options: Any) -> dict[str, Any]:
     recipe = run.read_recipe()
     network = serialization.load(serialization.locate(path))
     full = serialization.load(run.network)
-    source = chosen.source or black_box_source(run, recipe)
+    own = black_box_source(run, recipe)
+    sources = chosen.sources or ([own] if own else [])
     table, _, row = recipe.name.rpartition("/")
     facts = {
         "dataset": recipe.data, "network": recipe.network, "method": recipe.method.name, "row": row, "recipe": recipe.name,
         "table": table, "run_seed": recipe.seed, "recipe_values": recipes.to_dict(recipe),
-        "black_box_source": str(source) if source else None,
+        "black_box_source": _names(sources),
         "train_seconds": serialization.card_of(full).get("train_seconds"),
         "network_sha256": serialization.card_of(full)["sha256"],
     }  # fmt: skip
     result = _measured(
         network, recipe.data, recipe.test_attack, "inf", recipe.restarts, chosen, validation=recipe.validation,
-        data_root=chosen.data_root or recipe.data_root, source=source, gated=full if gates(full) else None,
-        draws=EOT_DRAWS if recipe.method.random else 1, state=path / "autoattack.state",
+        data_root=chosen.data_root or recipe.data_root, sources=sources, gated=full if gates(full) else None,
+        state=path / "autoattack.state",
     )  # fmt: skip
     return _keep(facts, result, row_file(path, chosen.protocol), seed=recipe.seed)
 
@@ -153,16 +158,16 @@ def evaluate_model(name: str, conditions: Conditions, *, out: Path, **options: A
             f"{name} comes without a recipe that says what it was made for. Give the {lacking}, such as --data cifar10 "
             f"--eps 0.0314; --norm, --step and --steps are optional."
         )
-    draws = conditions.draws or (EOT_DRAWS if known and known.method.random else 1)
     root = known.data_root if known and known.data_root and Path(known.data_root).is_dir() else None
     result = _measured(
         model.network, data, _attack(conditions, known), conditions.norm, conditions.restarts, chosen,
-        data_root=chosen.data_root or root, source=chosen.source, gated=None, draws=draws,
+        data_root=chosen.data_root or root, sources=chosen.sources, gated=None,
+        draws=EOT_DRAWS if conditions.draws is None else conditions.draws,
         state=out.with_name(f"{out.stem}-autoattack.state"),
     )  # fmt: skip
     facts = {
         "dataset": data, "network": model.architecture, "method": name, "row": name, "recipe": known.name if known else None,
-        "black_box_source": str(chosen.source) if chosen.source else None,
+        "black_box_source": _names(chosen.sources),
     }  # fmt: skip
     return _keep(facts, result, out)
 
@@ -184,19 +189,23 @@ def _values(attack: Attack) -> tuple[float, float, int]:
 
 def _measured(
     network: nn.Module, data: str, attack: Attack | tuple[float, float, int], norm: Norm, restarts: int, chosen: Options,
-    *, data_root: str | None, source: str | Path | None, gated: nn.Module | None, draws: int, state: Path,
-    validation: int | None = None,
+    *, data_root: str | None, sources: Sequence[str | Path], gated: nn.Module | None, state: Path,
+    draws: int = EOT_DRAWS, validation: int | None = None,
 ) -> Evaluation:  # fmt: skip
     dataset = load_data(data, data_root, validation=validation)
     eps, step, steps = _values(attack) if isinstance(attack, Attack) else attack
-    device = _device(chosen.device)
+    device, source = _device(chosen.device), network_at(sources)
     return evaluate(
         network.to(device), dataset.test, eps=eps, step=step, steps=steps, norm=norm, restarts=restarts,
-        source=network_at(source).to(device) if source else None, gated=gated.to(device) if gated else None,
+        source=source.to(device) if source else None, gated=gated.to(device) if gated else None,
         limit=chosen.limit, autoattack=chosen.autoattack, autoattack_state=state if chosen.autoattack else None,
         draws=draws, classes=len(dataset.classes), protocol=chosen.protocol, masking=chosen.masking,
         progress=chosen.progress,
     )  # fmt: skip
+
+
+def _names(sources: Sequence[str | Path]) -> str | None:
+    return ", ".join(map(str, sources)) or None
 
 
 def _device(name: str) -> torch.device:
