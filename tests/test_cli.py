@@ -130,8 +130,16 @@ def test_the_other_commands_explain_themselves(command: str, anp_vs: Any) -> Non
         ("train digits/at --name ../../up", "the run directory is called after it"),
         ("train digits/at --device tpu", "tpu"),
         ("train digits/at --seed -1", r"seed is -1; it must lie in \[0, 2\^32\)"),
-        ("evaluate nowhere", "no recipe.yaml|no saved network|not a run directory"),
-        ("evaluate", "RUN|run"),
+        ("evaluate nowhere", "no saved network 'nowhere'"),
+        ("evaluate .", "no recipe.yaml|not a run"),
+        ("evaluate", "RUN_OR_MODEL"),
+        ("evaluate no_such:thing --data digits --eps 0.1", "'no_such' cannot be imported"),
+        ("evaluate torch.nn:Identity --data digits", "Give the radius .--eps."),
+        ("evaluate torch.nn:Identity --eps 0.1", "Give the data set .--data."),
+        ("evaluate torch.nn:Flatten --data digits --eps 0.1", "784 outputs and the data 10 classes"),
+        ("evaluate torch.nn:Flatten --data digits --eps -1", "eps is -1"),
+        ("evaluate torch.nn:Flatten --data digits --eps 0.1 --limit 0", "limit is 0"),
+        ("evaluate torch.nn:Flatten --data digits --eps 0.1 --norm 3", "norm"),
         ("evaluate nowhere --limit", "--limit"),
         ("compact nowhere", "no saved network 'nowhere"),
         ("cost nowhere", "no saved network 'nowhere'"),
@@ -216,6 +224,28 @@ def test_train_takes_a_file_then_its_directory_and_a_finished_run_at_once(
     assert (path / "network.safetensors").read_bytes() == network
     monkeypatch.setattr(run, "Trainer", None)
     assert anp_vs("train", str(path)).out.startswith(f"{path}: ")
+
+
+def test_evaluate_any_classifier_prints_the_row_and_the_verdict(anp_vs: Any) -> None:
+    saved = serialization.save(LeNet(), "plain")
+    words = ["--data", "digits", "--eps", "0.1", "--steps", "2", "--limit", "6", "--out", "mine.json"]
+    ran = anp_vs("evaluate", str(saved), *words, "--masking", "6")
+    assert ran.status == 0, ran.err
+    assert "of masked gradients" in ran.out
+    assert "unbounded attack reaches 0 %" in ran.out
+    assert "give --black-box RUN_OR_MODEL" in ran.out
+    assert json.loads(Path("mine.json").read_text())["diagnosis"]["images"] == 6
+    ran = anp_vs("evaluate", str(saved), *words, "--masking", "0", "--black-box", str(saved))
+    assert "not looked for" in ran.out
+    row = json.loads(Path("mine.json").read_text())
+    assert row["diagnosis"] is None
+    assert row["black_box_accuracy"] is not None
+
+
+def test_evaluate_a_run_under_another_attack_needs_its_network_s_file(anp_vs: Any) -> None:
+    Path("mine.yaml").write_text(recipes.dump(recipe()))
+    assert anp_vs("train", "mine.yaml", "--out", "here", "--quiet").status == 0
+    paragraph(anp_vs("evaluate", "here", "--eps", "0.5"), "evaluated under its recipe.* evaluate here/network.safetensors")
 
 
 def test_compact_and_cost_of_a_run(anp_vs: Any) -> None:

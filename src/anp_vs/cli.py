@@ -23,7 +23,7 @@ USAGE = """anp-vs: train image classifiers that resist attacks and are small, an
 
   anp-vs demo                    two minutes: handwritten digits, ANP-VS beside AT, no download
   anp-vs train RECIPE            train a recipe, or go on where it was stopped
-  anp-vs evaluate RUN            a row of the tables: clean, white-box, black-box, vulnerability, cost
+  anp-vs evaluate RUN_OR_MODEL   a row of the tables, and whether the figures can be trusted
   anp-vs compact RUN             take the pruned channels out and save the small network
   anp-vs cost RUN_OR_MODEL       parameters, bytes, MACs, memory, latency
   anp-vs report RUNS             one HTML page: tables, verdicts, figures, provenance
@@ -53,23 +53,45 @@ class TrainCommand:
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """Evaluate a finished run on the whole test set and print its row.
+    """Evaluate a network on the whole test set, look for masked gradients, and print its row and the verdict.
+
+    A run is evaluated under its recipe, and the row kept in it. Any other classifier needs --data and --eps unless its
+    card has a recipe; to attack a run's network otherwise, give its file: RUN/network.safetensors.
 
     Attributes:
-        run: run directory.
+        target: run directory, saved network, name of a shipped one, or module:factory, a function without arguments
+            that returns an nn.Module: images in [0, 1] to logits.
+        data: digits, mnist, cifar10, cifar100, or folder:PATH.
         data_root: folder that holds the data set; the recipe's own by default.
-        black_box: run that black-box images are made on; the recipe's own source by default.
-        autoattack: also run AutoAttack on this many test images.
+        eps: radius of the attack, in units of pixels in [0, 1].
+        step: length of a PGD step; 2.5 eps / steps by default.
+        steps: PGD steps; 40 by default.
+        norm: of the attack.
+        draws: passes averaged in every prediction and gradient where the network is random in evaluation; 20 by default.
+        black_box: networks that black-box images are made on, named like the target; the recipe's own source by default.
+        autoattack: also run AutoAttack on this many test images; run again to go on where it was stopped.
+        masking: test images on which signs of masked gradients are looked for; 0 leaves that out.
         limit: only the first so many test images, for a quick look; the row says so.
         protocol: pixel-space, or released-code to compare with the published CIFAR rows.
+        out: file of the row; RUN/evaluation.json for a run, else evaluation.json here.
+        device: where to evaluate.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
+    data: str | None = None
     data_root: str | None = None
-    black_box: Path | None = None
+    eps: float | None = None
+    step: float | None = None
+    steps: int | None = None
+    norm: Literal["inf", "2", "1"] = "inf"
+    draws: int | None = None
+    black_box: tuple[str, ...] = ()
     autoattack: int | None = None
+    masking: int = 200
     limit: int | None = None
     protocol: Literal["pixel-space", "released-code"] = "pixel-space"
+    out: Path | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -114,7 +136,7 @@ class ReportCommand:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     out: Path = Path("report.html")
     figures: bool = False
-    images: int = 256
+    images: int = 200
     seconds: float = 600.0
     data_root: str | None = None
 
@@ -205,21 +227,35 @@ def train(words: list[str]) -> int:
 
 
 def evaluate(words: list[str]) -> int:
-    """anp-vs evaluate RUN."""
-    from anp_vs.evaluation.row import evaluate_run
-
-    asked = tyro.cli(EvaluateCommand, args=words, prog="anp-vs evaluate")
-    row = evaluate_run(
-        asked.run, data_root=asked.data_root, source=asked.black_box, limit=asked.limit, autoattack=asked.autoattack,
-        protocol=asked.protocol,
-    )  # fmt: skip
+    """anp-vs evaluate RUN_OR_MODEL."""
+    from anp_vs.evaluation.row import Conditions, evaluate_model, evaluate_run, row_file
     from anp_vs.report.tables import show
 
+    asked = tyro.cli(EvaluateCommand, args=words, prog="anp-vs evaluate")
+    options = {
+        "data_root": asked.data_root, "sources": asked.black_box, "limit": asked.limit, "autoattack": asked.autoattack,
+        "masking": asked.masking or None, "protocol": asked.protocol, "device": asked.device,
+    }  # fmt: skip
+    conditions = Conditions(asked.data, asked.eps, asked.step, asked.steps, asked.norm, draws=asked.draws)
+    if (run := Path(asked.target)).is_dir():
+        if conditions != Conditions() or asked.out:
+            raise InputError(
+                f"{run} is a run: it is evaluated under its recipe, and its row is kept in it. For another data set or attack "
+                f"give its network: anp-vs evaluate {run}/network.safetensors --eps ... --out FILE."
+            )
+        row, out = evaluate_run(run, **options), row_file(run, asked.protocol)
+    else:
+        out = asked.out or Path("evaluation.json")
+        row = evaluate_model(asked.target, conditions, out=out, **options)
     show([row])
+    print(
+        f"\n{row['diagnosis']['verdict']}\n" if row["diagnosis"] else "Signs of masked gradients were not looked for."
+    )
     if row["black_box_accuracy"] is None:
-        source = row["recipe_values"]["black_box"]
-        print(f"No black-box figures: train the source first (anp-vs train {source}), or give --black-box RUN.")
-    print(f"The row with its provenance: {asked.run}/evaluation.json")
+        source = row.get("recipe_values", {}).get("black_box")
+        train = f"train the source first (anp-vs train {source}), or " if source else ""
+        print(f"No black-box figures: {train}give --black-box RUN_OR_MODEL.")
+    print(f"The row with its provenance: {out}; each image: {out.with_name(out.stem + '-images.json')}")
     return 0
 
 

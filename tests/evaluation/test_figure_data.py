@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from anp_vs import serialization
 from anp_vs.data import load as load_data
 from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.figure_files import keep, kept, network_of, place, read_object, rounded
-from anp_vs.evaluation.figures import Exhibit, diagnose_run, units
+from anp_vs.evaluation.figures import Exhibit, units
 from anp_vs.evaluation.missing import measure_missing
 from anp_vs.pruning.gate import gates
 from report.made_runs import make_run
@@ -151,16 +150,6 @@ def test_more_images_are_measured_anew_and_fewer_are_not(tmp_path: Path) -> None
     assert told == []
     measure_missing([run], images=4, tell=told.append)
     assert [line.split(": ")[1] for line in told] == ["units, on 4 images"]
-
-
-def test_a_diagnosis_is_kept_with_its_reasons(tmp_path: Path) -> None:
-    run = make_run(tmp_path, "digits/at", test_attack={"eps": 0.1, "step": 0.05, "steps": 2})
-    written = diagnose_run(run, images=2, progress=False)
-    assert json.loads((run / "diagnosis.json").read_text()) == json.loads(json.dumps(written))
-    assert written["images"] == 2
-    assert written["suspicious"] == any(sign["suspicious"] for sign in written["signs"])
-    assert all(sign["reason"] for sign in written["signs"])
-    assert next(point["eps"] for point in written["against_eps"]) == 0.0
 
 
 @pytest.mark.parametrize("wrong", [{"images": 0}, {"seconds": -1.0}, {"seconds": float("nan")}])

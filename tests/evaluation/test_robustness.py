@@ -60,7 +60,11 @@ def pair() -> tuple[Tensor, Tensor]:
 
 
 def run(network: nn.Module, pair: Any, **options: Any) -> Evaluation:
-    return evaluate(network, pair, **{"eps": EPS, "step": 0.02, "steps": 6, "restarts": 2, "progress": False} | options)
+    return evaluate(
+        network,
+        pair,
+        **{"eps": EPS, "step": 0.02, "steps": 6, "restarts": 2, "masking": None, "progress": False} | options,
+    )
 
 
 def percent(right: Tensor) -> float:
@@ -95,7 +99,7 @@ def test_the_row_has_the_published_columns_and_is_json(linear: Linear, pair: tup
     assert none == {
         "black_box_accuracy", "white_box_vulnerability", "black_box_vulnerability", "memory_percent",
         "flops_reduction", "sparsity_percent", "memory_percent_repeat_dense", "autoattack_accuracy",
-        "autoattack_images", "autoattack_after",
+        "autoattack_images", "autoattack_after", "diagnosis",
     }  # fmt: skip
     said = {"images": 20, "norm": "inf", "eps": EPS, "step": 0.02, "steps": 6, "restarts": 2, "seed": 0}
     said |= {"protocol": "pixel-space", "random": False, "draws": 1, "parameters": 20, "macs": 18}
@@ -268,6 +272,7 @@ def test_nan_in_a_later_batch_is_refused(pair: tuple[Tensor, Tensor]) -> None:
         ({"norm": "3"}, "norm"),
         ({"draws": 0}, "draws"),
         ({"autoattack": 0}, "autoattack"),
+        ({"masking": 0}, "masking"),
         ({"protocol": "tables"}, "protocol"),
         ({"protocol": "released-code", "autoattack": 5}, "AutoAttack"),
         ({"classes": 10}, "classes"),

@@ -217,14 +217,14 @@ def test_an_evaluation_is_called_and_shown(monkeypatch: pytest.MonkeyPatch, caps
     path = finished(Path("runs/mnist/anp-vs/seed0"), RECIPES["mnist/anp-vs"])
     seen = {}
 
-    def evaluating(target: Path, source: Path | None = None) -> dict[str, Any]:
-        seen.update(target=target, source=source)
+    def evaluating(target: Path, sources: list[Path]) -> dict[str, Any]:
+        seen.update(target=target, sources=sources)
         return {}
 
     monkeypatch.setattr("anp_vs.evaluation.row.evaluate_run", evaluating)
     monkeypatch.setattr("anp_vs.report.tables.beside_published", lambda rows: Table("a heading"))
     assert run.main(shlex.split(ATTACK_MNIST)) == 0
-    assert seen == {"target": path, "source": None}
+    assert seen == {"target": path, "sources": []}
     out = capsys.readouterr().out
     assert f"anp-vs evaluate {path}" in out
     assert "a heading" in out

@@ -8,7 +8,7 @@ from anp_vs.attacks.found import Found, keep_higher
 from anp_vs.attacks.frozen import frozen
 from anp_vs.attacks.geometry import Norm, per_image
 from anp_vs.attacks.losses import Loss
-from anp_vs.attacks.noise import Source, select
+from anp_vs.attacks.noise import Source, normal, select
 from anp_vs.attacks.prediction import Network, checked, predict, ranked_targets, value_and_gradient
 from anp_vs.errors import InputError
 
@@ -111,13 +111,13 @@ class _Run:
             start = geometry.random_start(self.images, eps, self.norm, generator)
             self._ascend(start, eps, steps, _Halving(self.images, eps, steps, self.norm))
             return
-        start = geometry.random_start(self.images, _STAGES[0][0] * eps, "1", generator)
+        start = self.images + normal(self.images.shape, generator, self.images)  # far out: its projection is sparse
         left = steps
         for radius, share in _STAGES:
             count = left if radius == 1.0 else min(round(share * steps), left)
             left -= count
             start = geometry.project(self.images, start, radius * eps, "1")
-            rule = _Sparsity(self.images, start, radius * eps, count, first=radius == _STAGES[0][0])
+            rule = _Sparsity(self.images, start, radius * eps, count)
             start = self._ascend(start, radius * eps, count, rule, allowed=radius == 1.0)
 
     def _ascend(
@@ -196,21 +196,22 @@ class _Halving:
 class _Sparsity:
     """Step length and number of moved coordinates for the 1-norm, led by how sparse the best point is."""
 
-    def __init__(self, images: Tensor, start: Tensor, radius: float, steps: int, first: bool) -> None:
+    def __init__(self, images: Tensor, start: Tensor, radius: float, steps: int) -> None:
         self.images, self.radius = images, radius
-        self.pixels = images[0].numel()
         self.size = torch.full((len(images),), radius, dtype=images.dtype, device=images.device)
         self.period = max(int(0.04 * steps), 1)
         self.since = 0
-        if first:
-            self.nonzero = torch.full_like(self.size, float(self.pixels))
-            self.counts = torch.full_like(self.size, 0.2 * self.pixels)
-        else:
-            self.nonzero = self._nonzero(start)
-            self.counts = self.nonzero / _SHORTENING
+        self.nonzero = self._nonzero(start)
+        self.counts = self.nonzero / _SHORTENING
 
     def step(self, current: Tensor, gradient: Tensor) -> Tensor:
-        return geometry.sparse_step(current, gradient, self.size, self.counts)
+        # Also where a pixel has no room left: what it cannot take is lost, which keeps the perturbation sparse.
+        slope = gradient.abs().flatten(1)
+        last = self.counts.long().clamp(min=1, max=slope.shape[1]) - 1
+        least = slope.sort(dim=1, descending=True).values.gather(1, last[:, None])
+        sign = gradient.sign() * (slope >= least).view_as(gradient)
+        share = self.size / sign.flatten(1).abs().sum(dim=1).clamp_(min=1.0)
+        return current + sign * per_image(share, sign)
 
     def check(self, rose: Tensor, best: Tensor, best_value: Tensor) -> Tensor | None:
         """At a checkpoint, which images (bool, N) go back to their best point; None in between."""

@@ -35,15 +35,16 @@ def transfer(
     networks = [sources] if isinstance(sources, nn.Module) else list(sources)
     if not networks:
         raise InputError("no source network was given; transfer needs at least one network to craft the images on.")
-    return attack(networks[0] if len(networks) == 1 else _Ensemble(networks), images, labels)
+    return attack(networks[0] if len(networks) == 1 else Ensemble(networks), images, labels)
 
 
-class _Ensemble(nn.Module):
-    """Logarithm of the mean of the members' probabilities."""
+class Ensemble(nn.Module):
+    """Several networks with the same classes as one: the logarithm of the mean of their probabilities."""
 
     def __init__(self, networks: list[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(networks)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities, N x K."""
         return torch.stack([member(images).log_softmax(dim=1) for member in self.members]).logsumexp(dim=0)

@@ -97,7 +97,11 @@ def against_steps(sample: Sample, budget: Budget, counts: Sequence[int]) -> list
     """
     points = []
     for count in counts:
-        step = max(budget.step, budget.eps / count)
-        made = sample.attacked(replace(budget, steps=count, step=step or budget.step))
+        made = sample.attacked(reaching(replace(budget, steps=count)))
         points.append(Point(budget.eps, count, sample.accuracy(made)))
     return points
+
+
+def reaching(budget: Budget) -> Budget:
+    """The budget with steps long enough to reach the ball's surface in their number."""
+    return replace(budget, step=max(budget.step, budget.eps / budget.steps))

@@ -63,6 +63,17 @@ def kept(run: Path, name: str) -> dict[str, Any] | None:
     return values if values is not None and values.get("network_sha256") == network_of(run) else None
 
 
+def diagnosis_of(run: Path) -> dict[str, Any] | None:
+    """What was found about masked gradients of the run's present network: by itself, else with its row."""
+    alone = kept(run, DIAGNOSIS)
+    row = read_object(run / "evaluation.json") if alone is None else None
+    if row is None or row.get("network_sha256") != network_of(run) or not row.get("diagnosis"):
+        return alone
+    found: dict[str, Any] = row["diagnosis"]
+    origin = {name: row[name] for name in ("command", "commit", "hardware", "versions") if name in row}
+    return found | origin | {"asked": found["images"]}
+
+
 def read_object(path: Path) -> dict[str, Any] | None:
     """A JSON file that holds an object; None when there is no such file.
 

@@ -19,17 +19,17 @@ from anp_vs.data import load as load_data
 from anp_vs.errors import InputError
 from anp_vs.evaluation.corruptions import evaluate_corruptions
 from anp_vs.evaluation.curves import Sample
-from anp_vs.evaluation.figure_files import DIAGNOSIS, keep, rounded
+from anp_vs.evaluation.figure_files import DIAGNOSIS, rounded
 from anp_vs.evaluation.landscape import feature_maps, histograms, loss_surface
-from anp_vs.evaluation.masking import diagnose
+from anp_vs.evaluation.masking import DIAGNOSED, diagnose
 from anp_vs.evaluation.protocols import Budget
-from anp_vs.evaluation.row import EOT_DRAWS, black_box_source
+from anp_vs.evaluation.row import EOT_DRAWS, black_box_source, network_at
 from anp_vs.evaluation.subject import Subject, batches, count_of
 from anp_vs.evaluation.vulnerability import VulnerabilityMeter
 from anp_vs.pruning.gate import gates
 from anp_vs.training.run_directory import RunDirectory
 
-IMAGES = 256
+IMAGES = DIAGNOSED
 """Test images that figures are measured on unless asked otherwise."""
 _BATCH = 64
 _SHOWN = 2  # images whose feature maps are shown,
@@ -201,25 +201,15 @@ def corruptions(exhibit: Exhibit) -> dict[str, Any]:
     return evaluate_corruptions(exhibit.network, pair, draws=exhibit.draws, progress=False).as_dict()
 
 
-def diagnosis(exhibit: Exhibit, source: Path | None = None, *, progress: bool = False) -> dict[str, Any]:
-    """Signs of masked gradients, with the curves of accuracy against eps and steps.
-
-    Args:
-        exhibit: the run.
-        source: run or saved network for black-box images; the recipe's own where it is trained.
-        progress: show what is going on.
-    """
+def diagnosis(exhibit: Exhibit) -> dict[str, Any]:
+    """Signs of masked gradients, with the curves of accuracy against eps and steps."""
     budget = exhibit.budget
-    source = source or black_box_source(RunDirectory(exhibit.path), exhibit.recipe)
-    helper = None
-    if source is not None:
-        helper = serialization.load(source / "network.safetensors" if source.is_dir() else source)
+    source = black_box_source(RunDirectory(exhibit.path), exhibit.recipe)
     found = diagnose(
         exhibit.network, (exhibit.images, exhibit.labels), eps=budget.eps, step=budget.step, steps=budget.steps,
-        source=helper, limit=None, batch_size=_BATCH, draws=exhibit.draws, progress=progress,
+        source=network_at([source] if source else []), limit=None, batch_size=_BATCH, draws=exhibit.draws, progress=False,
     )  # fmt: skip
-    facts = {"verdict": found.verdict(), "black_box_source": str(source) if source else None}
-    return found.as_dict() | facts
+    return found.as_dict() | {"black_box_source": str(source) if source else None}
 
 
 @dataclass(frozen=True)
@@ -238,33 +228,4 @@ def measurements() -> Iterator[Measurement]:
     yield Measurement("maps", maps, 45)
     yield Measurement("corruptions", corruptions, 20)
     yield Measurement("surface", surface, 75)
-    yield Measurement(DIAGNOSIS, diagnosis, 900)
-
-
-def diagnose_run(
-    path: Path,
-    *,
-    data_root: str | None = None,
-    source: Path | None = None,
-    images: int = IMAGES,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Look for signs of masked gradients in a finished run and keep the verdict beside it as diagnosis.json.
-
-    Args:
-        path: the run directory.
-        data_root: where the data set is; the recipe's own place by default.
-        source: run or saved network for black-box images; the recipe's own by default.
-        images: test images looked at, the first ones.
-        progress: show what is going on.
-
-    Returns:
-        What was written: the fields of `masking.Diagnosis`, `verdict` as text, the conditions and provenance.
-
-    Raises:
-        RunError: the run is not finished.
-        InputError: a value is outside what is accepted.
-    """
-    exhibit = Exhibit(path, images, data_root)
-    values = diagnosis(exhibit, source, progress=progress)
-    return keep(path, DIAGNOSIS, exhibit.conditions(len(exhibit.labels)) | {"asked": images} | values)
+    yield Measurement(DIAGNOSIS, diagnosis, 700)

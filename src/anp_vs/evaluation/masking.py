@@ -21,6 +21,9 @@ from anp_vs.evaluation.protocols import Budget
 from anp_vs.evaluation.signs import Checks, Sign
 from anp_vs.evaluation.subject import LabelledImages, Subject, batches, count_of, device_of
 
+DIAGNOSED = 200
+"""Images that are looked at unless asked otherwise."""
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -67,7 +70,7 @@ class Diagnosis:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything by name, ready for JSON."""
-        return asdict(self) | {"suspicious": self.suspicious}
+        return asdict(self) | {"suspicious": self.suspicious, "verdict": self.verdict()}
 
 
 def diagnose(
@@ -79,7 +82,7 @@ def diagnose(
     steps: int = 40,
     norm: Norm = "inf",
     source: nn.Module | None = None,
-    limit: int | None = 200,
+    limit: int | None = DIAGNOSED,
     batch_size: int = 200,
     seed: int = 0,
     draws: int = 1,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from anp_vs.errors import InputError
 from anp_vs.evaluation import transfers
-from anp_vs.evaluation.figure_files import DIAGNOSIS, keep, kept
+from anp_vs.evaluation.figure_files import DIAGNOSIS, diagnosis_of, keep, kept
 from anp_vs.evaluation.figures import IMAGES, Exhibit, Measurement, measurements
 
 SECONDS = 600.0
@@ -99,7 +99,7 @@ def _measure(
 
 
 def _there(path: Path, name: str, images: int) -> bool:
-    values = kept(path, name)
+    values = diagnosis_of(path) if name == DIAGNOSIS else kept(path, name)
     return values is not None and int(values.get("asked", 0)) >= images
 
 

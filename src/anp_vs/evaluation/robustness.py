@@ -15,6 +15,7 @@ from anp_vs.attacks.geometry import Norm
 from anp_vs.attacks.noise import seeded
 from anp_vs.errors import InputError
 from anp_vs.evaluation.cost import macs
+from anp_vs.evaluation.masking import DIAGNOSED, diagnose
 from anp_vs.evaluation.progress import Step, stage
 from anp_vs.evaluation.protocols import Budget, EvaluationProtocol, ProtocolName, protocol_by_name
 from anp_vs.evaluation.published_cost import published_cost
@@ -62,6 +63,7 @@ def evaluate(
     classes: int | None = None,
     protocol: ProtocolName = "pixel-space",
     reduction: Reduction = "mean",
+    masking: int | None = DIAGNOSED,
     progress: bool = True,
 ) -> Evaluation:
     """Evaluate a classifier clean and under attack, in float32.
@@ -92,6 +94,8 @@ def evaluate(
         classes: number of classes of the data, checked against the network's logits.
         protocol: `pixel-space`, or `released-code` to compare with the published CIFAR rows.
         reduction: of the vulnerability, over a layer's elements.
+        masking: look for signs of masked gradients on so many images, the first ones (see `diagnose`); None
+            leaves it out, as eps 0 and the protocol `released-code` do.
         progress: show what is going on.
 
     Returns:
@@ -100,8 +104,8 @@ def evaluate(
         black_box_vulnerability, memory_percent, flops_reduction, sparsity_percent. Then
         memory_percent_repeat_dense (with the slip of the released code, see `published_cost`),
         white_box_accuracy_strongest, autoattack_accuracy, autoattack_images, autoattack_after (accuracy after
-        each of its attacks), parameters, macs, images, norm, eps, step, steps, restarts, seed, protocol,
-        reduction, random, draws. For a random network each accuracy is the mean of 5 evaluations, with their
+        each of its attacks), diagnosis (`Diagnosis.as_dict`), parameters, macs, images, norm, eps, step,
+        steps, restarts, seed, protocol, reduction, random, draws. For a random network each accuracy is the mean of 5 evaluations, with their
         standard deviation in a column of the same name that ends in `_spread`.
 
     Raises:
@@ -110,7 +114,7 @@ def evaluate(
     budget = Budget(eps, step, steps, norm)
     way = protocol_by_name(protocol)
     count = count_of(split, limit)
-    _check(budget, way.name, restarts, batch_size, autoattack)
+    _check(budget, way.name, restarts, batch_size, autoattack, masking)
     device = device_of(network)
     _, first, labels = next(batches(split, min(count, batch_size), batch_size))
     shown = way.prepare(first)
@@ -154,6 +158,12 @@ def evaluate(
             tally.add("autoattack", result.adversarial[rows], y[rows], start)
         evaluation.broken_by, evaluation.margin = result.broken_by, result.margin
         row = {"autoattack_images": len(y), "autoattack_after": {n: 100 * a for n, a in result.after.items()}}
+    if masking is not None and eps > 0 and way.name == "pixel-space":
+        found = diagnose(
+            network, split, eps=eps, step=step, steps=steps, norm=norm, source=source,
+            limit=min(masking, count), batch_size=batch_size, seed=seed, draws=draws, progress=progress,
+        )  # fmt: skip
+        row["diagnosis"] = found.as_dict()
     row |= tally.columns()
     row |= {f"{name}_vulnerability": meter.result().value for name, meter in meters.items()}
     row |= _costs(target.network, gated if gated is not None else network, shown[:1].to(device))
@@ -171,17 +181,21 @@ COLUMNS = (
     "clean_accuracy", "white_box_accuracy", "black_box_accuracy", "white_box_vulnerability",
     "black_box_vulnerability", "memory_percent", "flops_reduction", "sparsity_percent",
     "memory_percent_repeat_dense", "white_box_accuracy_strongest", "autoattack_accuracy", "autoattack_images",
-    "autoattack_after", "parameters", "macs",
+    "autoattack_after", "diagnosis", "parameters", "macs",
 )  # fmt: skip
 """Columns that every row has, with None where something was not measured or does not apply."""
 
 
-def _check(budget: Budget, protocol: str, restarts: int, batch_size: int, autoattack: int | None) -> None:
+def _check(
+    budget: Budget, protocol: str, restarts: int, batch_size: int, autoattack: int | None, masking: int | None
+) -> None:  # fmt: skip
     geometry.check_budget(budget.eps, budget.norm, budget.step, budget.steps)
     if restarts < 1 or batch_size < 1:
         raise InputError(f"restarts is {restarts} and batch_size {batch_size}; both must be at least 1.")
     if autoattack is not None and autoattack < 1:
         raise InputError(f"autoattack is {autoattack}; give the number of images to run it on, or None.")
+    if masking is not None and masking < 1:
+        raise InputError(f"masking is {masking}; give the number of images to look at, or None.")
     if autoattack is not None and protocol != "pixel-space":
         raise InputError(f"AutoAttack attacks pixels in [0, 1]; it cannot be run under the protocol {protocol!r}.")
 

@@ -1,23 +1,82 @@
-"""One row of a table: a run, evaluated with every column, with all that is needed to check it."""
+"""One row of a table: a network, evaluated with every column, with all that is needed to check it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from anp_vs import recipes, serialization
+from anp_vs.attacks.geometry import Norm
+from anp_vs.attacks.transfer import Ensemble
 from anp_vs.data import load as load_data
+from anp_vs.errors import InputError, RunError
+from anp_vs.evaluation.masking import DIAGNOSED
+from anp_vs.evaluation.models import find_model
 from anp_vs.evaluation.protocols import ProtocolName
-from anp_vs.evaluation.robustness import evaluate
+from anp_vs.evaluation.robustness import Evaluation, evaluate
 from anp_vs.provenance import provenance
 from anp_vs.pruning.gate import gates
-from anp_vs.recipes import Recipe
+from anp_vs.recipes import Attack, Recipe
 from anp_vs.storage import write_atomically
 from anp_vs.training.run_directory import RunDirectory, root_of
 
 EOT_DRAWS = 20
 """Passes averaged for a network that is random in evaluation, at least what its authors used."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a row is measured on, beside what its recipe says.
+
+    Attributes:
+        data_root: folder that holds the data set; the recipe's own by default.
+        sources: runs, saved networks or `module:factory` that black-box images are made on, together (see
+            `anp_vs.attacks.transfer`).
+        limit: evaluate only the first so many images (the row says so).
+        autoattack: images to run AutoAttack on.
+        masking: images on which signs of masked gradients are looked for; None leaves that out.
+        protocol: `pixel-space` or `released-code`.
+        device: auto, cpu or cuda.
+        progress: show what is going on.
+    """
+
+    data_root: str | None = None
+    sources: Sequence[str | Path] = ()
+    limit: int | None = None
+    autoattack: int | None = None
+    masking: int | None = DIAGNOSED
+    protocol: ProtocolName = "pixel-space"
+    device: str = "auto"
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Under what a model without a run directory is evaluated; None: as its card says.
+
+    Attributes:
+        data: data set by name.
+        eps: radius in pixel units.
+        step: length of a PGD step; 2.5 eps / steps by default.
+        steps: PGD steps; 40 by default.
+        norm: of the ball.
+        restarts: random starts in the strongest figure.
+        draws: passes averaged for a network that is random in evaluation.
+    """
+
+    data: str | None = None
+    eps: float | None = None
+    step: float | None = None
+    steps: int | None = None
+    norm: Norm = "inf"
+    restarts: int = 5
+    draws: int | None = None
 
 
 def black_box_source(run: RunDirectory, recipe: Recipe) -> Path | None:
@@ -30,16 +89,14 @@ def black_box_source(run: RunDirectory, recipe: Recipe) -> Path | None:
     return source.path if source.finished else None
 
 
-def evaluate_run(
-    path: Path,
-    *,
-    data_root: str | None = None,
-    source: Path | None = None,
-    limit: int | None = None,
-    autoattack: int | None = None,
-    protocol: ProtocolName = "pixel-space",
-    progress: bool = True,
-) -> dict[str, Any]:
+def network_at(sources: Sequence[str | Path]) -> nn.Module | None:
+    """The network that black-box images are made on: a run's trained one, a saved one, a factory's, or several."""
+    paths = [Path(source) / "network.safetensors" if Path(source).is_dir() else source for source in sources]
+    networks = [find_model(str(path)).network for path in paths]
+    return Ensemble(networks) if len(networks) > 1 else next(iter(networks), None)
+
+
+def evaluate_run(path: Path, **options: Any) -> dict[str, Any]:
     """Evaluate a finished run on its test set, under its recipe's test attack, and keep the row beside it.
 
     The attacks are made on the compact network, the vulnerability is measured on the gated one; both compute
@@ -47,54 +104,129 @@ def evaluate_run(
 
     Args:
         path: the run directory.
-        data_root: where the data set is; the recipe's own place by default.
-        source: run whose network black-box images are made on; by default the recipe's `black_box` run.
-        limit: evaluate only the first so many images (the row says so).
-        autoattack: images to run AutoAttack on.
-        protocol: `pixel-space` or `released-code`.
-        progress: show what is going on.
+        options: fields of `Options`.
 
     Raises:
         RunError: the run is not finished.
         InputError: a value is outside what is accepted.
     """
+    chosen = Options(**options)
     run = RunDirectory(path)
     recipe = run.read_recipe()
     network = serialization.load(serialization.locate(path))
     full = serialization.load(run.network)
-    dataset = load_data(recipe.data, data_root or recipe.data_root, validation=recipe.validation)
-    source = source or black_box_source(run, recipe)
-    attack = recipe.test_attack
-    result = evaluate(
-        network,
-        dataset.test,
-        eps=attack.eps,
-        step=attack.step,
-        steps=attack.steps,
-        restarts=recipe.restarts,
-        source=serialization.load(source / "network.safetensors" if source.is_dir() else source) if source else None,
-        gated=full if gates(full) else None,
-        limit=limit,
-        autoattack=autoattack,
-        autoattack_state=path / "autoattack.state" if autoattack else None,
-        draws=EOT_DRAWS if recipe.method.random else 1,
-        classes=len(dataset.classes),
-        protocol=protocol,
-        progress=progress,
-    )
+    own = black_box_source(run, recipe)
+    sources = chosen.sources or ([own] if own else [])
     table, _, row = recipe.name.rpartition("/")
     facts = {
         "dataset": recipe.data, "network": recipe.network, "method": recipe.method.name, "row": row, "recipe": recipe.name,
         "table": table, "run_seed": recipe.seed, "recipe_values": recipes.to_dict(recipe),
-        "black_box_source": str(source) if source else None,
+        "black_box_source": _names(sources),
         "train_seconds": serialization.card_of(full).get("train_seconds"),
+        "network_sha256": serialization.card_of(full)["sha256"],
     }  # fmt: skip
-    line = {**facts, **dict(result), "evaluation_seed": result["seed"], "seed": recipe.seed, **provenance()}
-    name = "evaluation.json" if protocol == "pixel-space" else f"evaluation-{protocol}.json"
-    write_atomically(path / name, json.dumps(line, indent=2).encode())
+    result = _measured(
+        network, recipe.data, recipe.test_attack, "inf", recipe.restarts, chosen, validation=recipe.validation,
+        data_root=chosen.data_root or recipe.data_root, sources=sources, gated=full if gates(full) else None,
+        state=path / "autoattack.state",
+    )  # fmt: skip
+    return _keep(facts, result, row_file(path, chosen.protocol), seed=recipe.seed)
+
+
+def evaluate_model(name: str, conditions: Conditions, *, out: Path, **options: Any) -> dict[str, Any]:
+    """Evaluate any classifier, in pixel space unless asked otherwise, and keep the row.
+
+    Args:
+        name: a saved network, a shipped one, or `module:factory` (see `find_model`).
+        conditions: what its card does not say.
+        out: file of the row.
+        options: fields of `Options`.
+
+    Raises:
+        RunError: there is no such network, or no folder for the row.
+        InputError: a value is outside what is accepted, or neither given nor known from a recipe.
+    """
+    chosen = Options(**options)
+    if not out.parent.is_dir():
+        raise RunError(f"There is no folder {out.parent} for the row. Make it, or name another file with --out.")
+    model = find_model(name)
+    known = model.recipe
+    data = conditions.data or (known.data if known else None)
+    if data is None or (conditions.eps is None and known is None):
+        lacking = "data set (--data)" if data is None else "radius (--eps)"
+        raise InputError(
+            f"{name} comes without a recipe that says what it was made for. Give the {lacking}, such as --data cifar10 "
+            f"--eps 0.0314; --norm, --step and --steps are optional."
+        )
+    root = known.data_root if known and known.data_root and Path(known.data_root).is_dir() else None
+    result = _measured(
+        model.network, data, _attack(conditions, known), conditions.norm, conditions.restarts, chosen,
+        data_root=chosen.data_root or root, sources=chosen.sources, gated=None,
+        draws=EOT_DRAWS if conditions.draws is None else conditions.draws,
+        state=out.with_name(f"{out.stem}-autoattack.state"),
+    )  # fmt: skip
+    facts = {
+        "dataset": data, "network": model.architecture, "method": name, "row": name, "recipe": known.name if known else None,
+        "black_box_source": _names(chosen.sources),
+    }  # fmt: skip
+    return _keep(facts, result, out)
+
+
+def _attack(conditions: Conditions, recipe: Recipe | None) -> tuple[float, float, int]:
+    """eps, step and steps as asked, else as the recipe's test attack has them."""
+    given = conditions.eps, conditions.step, conditions.steps, conditions.norm
+    if recipe is not None and given == (None, None, None, "inf"):
+        return _values(recipe.test_attack)
+    eps = conditions.eps if conditions.eps is not None else (recipe.test_attack.eps if recipe else 0.0)
+    steps = 40 if conditions.steps is None else conditions.steps
+    usual = 2.5 * eps / max(steps, 1) or 0.01  # an eps of 0 needs no step, but a valid one
+    return eps, usual if conditions.step is None else conditions.step, steps
+
+
+def _values(attack: Attack) -> tuple[float, float, int]:
+    return attack.eps, attack.step, attack.steps
+
+
+def _measured(
+    network: nn.Module, data: str, attack: Attack | tuple[float, float, int], norm: Norm, restarts: int, chosen: Options,
+    *, data_root: str | None, sources: Sequence[str | Path], gated: nn.Module | None, state: Path,
+    draws: int = EOT_DRAWS, validation: int | None = None,
+) -> Evaluation:  # fmt: skip
+    dataset = load_data(data, data_root, validation=validation)
+    eps, step, steps = _values(attack) if isinstance(attack, Attack) else attack
+    device, source = _device(chosen.device), network_at(sources)
+    return evaluate(
+        network.to(device), dataset.test, eps=eps, step=step, steps=steps, norm=norm, restarts=restarts,
+        source=source.to(device) if source else None, gated=gated.to(device) if gated else None,
+        limit=chosen.limit, autoattack=chosen.autoattack, autoattack_state=state if chosen.autoattack else None,
+        draws=draws, classes=len(dataset.classes), protocol=chosen.protocol, masking=chosen.masking,
+        progress=chosen.progress,
+    )  # fmt: skip
+
+
+def _names(sources: Sequence[str | Path]) -> str | None:
+    return ", ".join(map(str, sources)) or None
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("A GPU was asked for (device cuda), but PyTorch finds none here. Use device cpu or auto.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _keep(facts: dict[str, Any], result: Evaluation, path: Path, **more: Any) -> dict[str, Any]:
+    """Write the row, and beside it what happened to each image; returns the row."""
+    line = {**facts, **dict(result), "evaluation_seed": result["seed"], **more, **provenance()}
+    write_atomically(path, json.dumps(line, indent=2).encode())
+    images = {
+        "correct": {setting: right.int().tolist() for setting, right in result.correct.items()},
+        "broken_by": list(result.broken_by),
+        "margin": None if result.margin is None else result.margin.tolist(),
+    }
+    write_atomically(path.with_name(f"{path.stem}-images.json"), json.dumps(images).encode())
     return line
 
 
-def is_run(target: Path) -> bool:
-    """Whether a path is a run directory."""
-    return (target / "recipe.yaml").exists()
+def row_file(run: Path, protocol: ProtocolName) -> Path:
+    """Where the row of a run lies."""
+    return run / ("evaluation.json" if protocol == "pixel-space" else f"evaluation-{protocol}.json")

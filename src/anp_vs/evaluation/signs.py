@@ -13,11 +13,11 @@ from anp_vs.attacks import geometry, square
 from anp_vs.attacks.losses import ce, margin
 from anp_vs.attacks.noise import per_image, seed_of, seeded
 from anp_vs.attacks.prediction import input_gradient
-from anp_vs.evaluation.curves import Point, Sample, against_eps, against_steps, unbounded
+from anp_vs.evaluation.curves import Point, Sample, against_eps, against_steps, reaching, unbounded
 from anp_vs.evaluation.protocols import Budget
 from anp_vs.evaluation.subject import Subject
 
-RADII = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
+RADII = (0.0, 0.5, 1.0, 2.0)
 """Radii of the curve, in units of eps; the unbounded one is added."""
 TRIALS = 100
 """Random points of the ball tried for each image that the gradient attack could not break."""
@@ -63,10 +63,12 @@ class Checks:
         self.sample, self.budget, self.source = sample, budget, source
         self.tolerance = 1.0 + 100 / len(sample.labels)  # points: one, or one image
         self.far = unbounded(budget.norm, sample.images.shape[1:])
-        ends = {1, 4, 10, budget.steps, math.ceil(2.5 * budget.steps)}
+        ends = {1, 4, 10, math.ceil(2.5 * budget.steps)} - {budget.steps}
         self.steps_curve = against_steps(sample, budget, sorted(ends))
         self.eps_curve = against_eps(sample, budget, [r * budget.eps for r in RADII if r * budget.eps < self.far])
-        self.ce = sample.attacked(budget)
+        self.ce = sample.attacked(reaching(budget))
+        own = Point(budget.eps, budget.steps, sample.accuracy(self.ce))
+        self.steps_curve = sorted([*self.steps_curve, own], key=lambda point: point.steps)
         self.by_margin = sample.attacked(replace(budget, steps=max(100, budget.steps)), loss="margin")
         right = sample.correct(sample.images) & sample.correct(self.ce) & sample.correct(self.by_margin)
         self.white = 100 * float(right.double().mean())

@@ -234,7 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from anp_vs.evaluation.row import evaluate_run
         from anp_vs.report.tables import beside_published
 
-        console.print(beside_published([evaluate_run(found.path, source=found.black_box)]))
+        console.print(
+            beside_published([evaluate_run(found.path, sources=[found.black_box] if found.black_box else [])])
+        )
     except AnpVsError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"anp-vs: {error}", markup=False)
         return 130 if type(error).__name__ == "Stopped" else 2

@@ -10,7 +10,7 @@ from typing import Any
 
 from anp_vs import recipes, serialization
 from anp_vs.errors import RunError
-from anp_vs.evaluation.figure_files import DIAGNOSIS, kept, read_object
+from anp_vs.evaluation.figure_files import diagnosis_of, kept, read_object
 from anp_vs.recipes import Recipe
 from anp_vs.training.run_directory import ROOT, MetricsLog, RunDirectory
 
@@ -95,7 +95,7 @@ def read_run(path: Path) -> RunRecord:
         card=serialization.read_card(serialization.locate(run.network)),
         evaluations=tuple(evaluations),
         metrics=metrics,
-        diagnosis=kept(path, DIAGNOSIS),
+        diagnosis=diagnosis_of(path),
         figures={name: data for name in FIGURES if (data := kept(path, name)) is not None},
     )
 

@@ -29,9 +29,11 @@ def published() -> list[dict[str, Any]]:
 
 
 def cell(row: Mapping[str, Any], column: str) -> str:
-    """One figure as text; a dash where nothing was measured."""
-    value = row.get(column)
-    return "-" if value is None else f"{value:.{DIGITS.get(column, 2)}f}"
+    """One figure as text, with its spread where there is one; a dash where nothing was measured."""
+    value, spread = row.get(column), row.get(f"{column}_spread")
+    if value is None:
+        return "-"
+    return f"{value:.{DIGITS.get(column, 2)}f}" + ("" if spread is None else f" ± {spread:.2f}")
 
 
 def beside_published(rows: Sequence[Mapping[str, Any]]) -> Table:
