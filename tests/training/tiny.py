@@ -19,6 +19,7 @@ from anp_vs.data import load as load_data
 from anp_vs.methods import METHODS
 from anp_vs.networks import NETWORKS
 from anp_vs.networks.layers import Dropout
+from anp_vs.networks.preact import PreActNet
 from anp_vs.pruning.gate import gates
 from anp_vs.recipes import RECIPES, Recipe, override
 from anp_vs.training import run
@@ -100,6 +101,21 @@ class TinyConvolution(nn.Module):
         x = self.dropout(self.gate1(self.relu1(self.bn1(self.conv1(images)))))
         logits: Tensor = self.fc(self.flatten(self.gate2(self.relu2(self.bn2(self.conv2(x))))))
         return logits
+
+
+def residual(classes: int = 10) -> nn.Module:
+    """Three pre-activation blocks for grey images, with their gates' places."""
+    network = PreActNet(classes, 3, (4, 4, 6), 1, mean=(0.1,), std=(0.3,))
+    network.conv1 = nn.Conv2d(1, 3, 3, stride=2, bias=False)
+    network.input_shape = (1, 28, 28)  # type: ignore[assignment]
+    return network
+
+
+def traced(classes: int = 10) -> nn.Module:
+    """The same without a word on gates: they are found by tracing."""
+    network = residual(classes)
+    network.gate_sites = {}  # type: ignore[assignment]
+    return network
 
 
 @contextmanager

@@ -62,7 +62,9 @@ def evaluate_run(
     recipe = run.read_recipe()
     network = serialization.load(serialization.locate(path))
     full = serialization.load(run.network)
-    dataset = load_data(recipe.data, data_root or recipe.data_root, validation=recipe.validation)
+    dataset = load_data(
+        recipe.data, data_root or recipe.data_root, validation=recipe.validation, pictures=recipe.pictures
+    )
     source = source or black_box_source(run, recipe)
     attack = recipe.test_attack
     result = evaluate(

@@ -128,7 +128,7 @@ def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, device: str, quiet
     state, problem = checkpoint.read_latest(run.checkpoint)
     if problem:
         logger.warning("%s The previous checkpoint is used instead.", problem)
-    dataset = load_data(recipe.data, recipe.data_root, validation=recipe.validation)
+    dataset = load_data(recipe.data, recipe.data_root, validation=recipe.validation, pictures=recipe.pictures)
     start = _start(recipe, root_of(run.path, recipe), device, quiet) if state is None else None
     trainer, watch = Trainer(recipe, dataset, fabric, start), Watch()
     position, owed = 0, False
