@@ -245,7 +245,9 @@ def test_evaluate_any_classifier_prints_the_row_and_the_verdict(anp_vs: Any) -> 
 def test_evaluate_a_run_under_another_attack_needs_its_network_s_file(anp_vs: Any) -> None:
     Path("mine.yaml").write_text(recipes.dump(recipe()))
     assert anp_vs("train", "mine.yaml", "--out", "here", "--quiet").status == 0
-    paragraph(anp_vs("evaluate", "here", "--eps", "0.5"), "evaluated under its recipe.* evaluate here/network.safetensors")
+    paragraph(
+        anp_vs("evaluate", "here", "--eps", "0.5"), "evaluated under its recipe.* evaluate here/network.safetensors"
+    )
 
 
 def test_compact_and_cost_of_a_run(anp_vs: Any) -> None:

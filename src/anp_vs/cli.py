@@ -42,12 +42,16 @@ class TrainCommand:
         recipe: its fields; each can be changed here, and the result is saved as recipe.yaml in the run directory.
         out: run directory; runs/RECIPE/seedN by default. A stopped run there is resumed.
         device: where to train.
+        devices: processes on this machine that share every batch, one for each GPU or some CPU cores.
+        nodes: machines; start the same command on each with torchrun.
         quiet: show no progress.
     """
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     out: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    nodes: int = 1
     quiet: bool = False
 
 
@@ -220,7 +224,9 @@ def train(words: list[str]) -> int:
         recipe, out=Path(words[0]) if Path(words[0]).is_dir() and words[0] not in recipes.RECIPES else None
     )
     asked = tyro.cli(TrainCommand, default=default, args=words[1:], prog=f"anp-vs train {words[0]}", config=config)
-    run = run_training(asked.recipe, out=asked.out, device=asked.device, quiet=asked.quiet)
+    run = run_training(
+        asked.recipe, out=asked.out, device=asked.device, devices=asked.devices, nodes=asked.nodes, quiet=asked.quiet,
+    )  # fmt: skip
     figures = ", ".join(f"{k} {v:.2f}" for k, v in run.metrics.items() if k.endswith(("accuracy", "sparsity")))
     print(f"{run.path}: {figures} (validation split)\nNext: anp-vs evaluate {run.path}")
     return 0

@@ -34,7 +34,9 @@ def run(root: Path) -> int:
     )
     for name in ("digits/black-box-source", *ROWS):
         train(name, out=RunDirectory.default(recipes.RECIPES[name], root))
-    rows = [evaluate_run(RunDirectory.default(recipes.RECIPES[name], root), progress=False, masking=None) for name in ROWS]
+    rows = [
+        evaluate_run(RunDirectory.default(recipes.RECIPES[name], root), progress=False, masking=None) for name in ROWS
+    ]
     path = RunDirectory.default(recipes.RECIPES[ROWS[-1]], root)
     gated, small = serialization.load(path / "network.safetensors"), serialization.load(path)
     images = load_data("digits").test.images.float() / 255

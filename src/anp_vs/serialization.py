@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from anp_vs.errors import InputError, RunError
 from anp_vs.networks import NETWORKS, build
 from anp_vs.networks.bayesian import bayesian_layers, make_bayesian
+from anp_vs.networks.images import declared_shape
 from anp_vs.provenance import versions
 from anp_vs.pruning.compact import example_for, resize
 from anp_vs.pruning.gate import gates
@@ -31,7 +32,9 @@ LARGEST_CARD = 10_000_000
 
 
 def architecture(network: nn.Module) -> str:
-    """The built-in name of a network's class, else its import path."""
+    """The name that a network was built by or its class has in `NETWORKS`, else the class's import path."""
+    if (built_as := getattr(network, "built_as", None)) in NETWORKS:
+        return str(built_as)
     for name, kind in NETWORKS.items():
         if type(network) is kind:
             return name
@@ -65,6 +68,7 @@ def save(network: nn.Module, path: str | Path, **facts: Any) -> Path:
         "format": CARD_FORMAT,
         "architecture": architecture(network),
         "logits": _logits(network, state),
+        "input_shape": list(shape) if (shape := getattr(network, "input_shape", None)) else None,
         "original_units": {name: gate.original_units for name, gate in gates(network).items()},
         **({"prior_sigma": bayesian[0].prior_sigma} if bayesian else {}),
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -185,6 +189,9 @@ def load(path_or_name: str | Path, network: nn.Module | None = None) -> nn.Modul
     built_in = network is None
     if network is None:
         network = _built(card, state, path)
+    shape = declared_shape(card.get("input_shape"))
+    if getattr(network, "input_shape", None) is None and shape is not None:
+        network.input_shape = shape  # type: ignore[assignment]
     try:
         _fit(network, state, _original_units(card, path))
         if built_in:  # what a stranger's file holds may fit by name and still compute nothing
@@ -197,6 +204,8 @@ def load(path_or_name: str | Path, network: nn.Module | None = None) -> nn.Modul
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:500]
         raise InputError(f"{path} does not fit {type(network).__name__}: {reason}.") from error
+    if shape is not None:
+        network.input_shape = shape  # type: ignore[assignment]
     network.card = card  # type: ignore[assignment]
     return network.eval()
 
@@ -207,7 +216,7 @@ def _built(card: dict[str, Any], state: dict[str, Tensor], path: Path) -> nn.Mod
     if not isinstance(name, str) or name not in NETWORKS:
         raise InputError(
             f"{path} holds a network of class {shown(name)}, which is not built in; give a fresh one: "
-            f"load(path, network=YourClass())."
+            f"load(path, network=YourClass()), or register its class (anp_vs.networks.register)."
         )
     # The number is a stranger's: memory is only taken for as many logits as the file has weights for.
     rows = {len(value) for value in state.values() if value.dim() > 1 and value.numel()}

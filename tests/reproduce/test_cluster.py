@@ -53,9 +53,7 @@ def test_a_killed_worker_is_replaced_and_the_rest_goes_on(tmp_path: Path) -> Non
     overview = Overview([killed, lost, after])
     killer = threading.Thread(target=kill_one_at_work, args=(tmp_path / "killed" / "metrics.jsonl",))
     killer.start()
-    work_on_cluster(
-        [killed, lost, after], overview, retries=1, cpus=1, gpus=0, data_root=None, device="cpu"
-    )
+    work_on_cluster([killed, lost, after], overview, retries=1, cpus=1, gpus=0, data_root=None, device="cpu")
     killer.join()
     assert overview.states == {"killed": "done", "lost": "failed", "after": "left out"}
     threads = torch.get_num_threads()

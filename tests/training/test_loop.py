@@ -43,6 +43,8 @@ RUNS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in ALL_METHODS),
     ("anp-vs", LENET),
     ("admm", LENET),
+    ("anp-vs", {"network": "residual"}),
+    ("anp", {"network": "traced", "optimiser": "sgd"}),
     ("anp-vs", {"method": {"adversarial_loss": "trades"}, "optimiser": "sgd", "schedule": "onecycle"}),
     ("bp", {"average": 0.0, "decide_at": 1.0}),
     ("at-bnn", {"average": 0.0, "optimiser": "sgd", "schedule": "multistep"}),

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,9 +18,11 @@ from torch import Tensor, nn
 
 from anp_vs.data import Dataset
 from anp_vs.data import load as load_data
+from anp_vs.errors import RunError
 from anp_vs.methods import METHODS
 from anp_vs.networks import NETWORKS
 from anp_vs.networks.layers import Dropout
+from anp_vs.networks.preact import PreActNet
 from anp_vs.pruning.gate import gates
 from anp_vs.recipes import RECIPES, Recipe, override
 from anp_vs.training import run
@@ -102,6 +106,21 @@ class TinyConvolution(nn.Module):
         return logits
 
 
+def residual(classes: int = 10) -> nn.Module:
+    """Three pre-activation blocks for grey images, with their gates' places."""
+    network = PreActNet(classes, 3, (4, 4, 6), 1, mean=(0.1,), std=(0.3,))
+    network.conv1 = nn.Conv2d(1, 3, 3, stride=2, bias=False)
+    network.input_shape = (1, 28, 28)  # type: ignore[assignment]
+    return network
+
+
+def traced(classes: int = 10) -> nn.Module:
+    """The same without a word on gates: they are found by tracing."""
+    network = residual(classes)
+    network.gate_sites = {}  # type: ignore[assignment]
+    return network
+
+
 @contextmanager
 def patched(**values: Any) -> Iterator[None]:
     """While open, `anp_vs.training.run` trains on the few digits, logs often, and saves after every step.
@@ -121,25 +140,45 @@ def patched(**values: Any) -> Iterator[None]:
             setattr(run, name, value)
 
 
-def _child(asked: Recipe, path: Path, count: int, seconds: float) -> None:
+def _child(asked: Recipe, path: Path, count: int, seconds: float, place: dict[str, str]) -> None:
     torch.set_num_threads(1)
+    os.environ.update(place)
     NETWORKS["tiny-convolution"] = TinyConvolution
     os.dup2(os.open(path.parent / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     with patched(load_data=lambda *_, **__: digits(count), CHECKPOINT_SECONDS=seconds):
         try:
-            run.train(asked, out=path, device="cpu")
+            run.train(asked, out=path, device="cpu", devices=2 if place else 1)
         except run.Stopped:
             os._exit(130)
+        except RunError as error:
+            sys.stderr.write(f"{error}\n")
+            os._exit(2)
     os._exit(0)
 
 
-def start(asked: Recipe, path: Path, *, count: int = 64, seconds: float = 0.0) -> BaseProcess:
-    """Train in a process of its own. Forked from a server that has imported everything, so it starts at once."""
+def start(
+    asked: Recipe, path: Path, *, count: int = 64, seconds: float = 0.0, place: dict[str, str] | None = None
+) -> BaseProcess:
+    """Train in a process of its own. Forked from a server that has imported everything, so it starts at once.
+
+    `place` holds the environment variables that make it one of two data-parallel processes.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["anp_vs.training.run", "torch.utils.tensorboard", "sklearn.datasets"])
-    process = context.Process(target=_child, args=(asked, path, count, seconds))
+    process = context.Process(target=_child, args=(asked, path, count, seconds, place or {}))
     process.start()
     return process
+
+
+def start_two(asked: Recipe, path: Path, *, count: int = 64, seconds: float = 0.0) -> list[BaseProcess]:
+    """Train in two processes that share every batch; the first writes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    return [
+        start(asked, path, count=count, seconds=seconds, place={**where, "LOCAL_RANK": str(rank)}) for rank in (0, 1)
+    ]
 
 
 def send(process: BaseProcess, number: signal.Signals) -> None:

@@ -65,7 +65,7 @@ class Exhibit:
         self.network: nn.Module = serialization.load(path)
         self.full: nn.Module = serialization.load(run.network)
         root = data_root or self.recipe.data_root
-        test = load_data(self.recipe.data, root, validation=self.recipe.validation).test
+        test = load_data(self.recipe.data, root, validation=self.recipe.validation, pictures=self.recipe.pictures).test
         count = count_of(test, images)
         pairs = [(x, y) for _, x, y in batches(test, count, _BATCH)]
         self.images, self.labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))

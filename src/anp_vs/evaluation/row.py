@@ -126,7 +126,7 @@ def evaluate_run(path: Path, **options: Any) -> dict[str, Any]:
         "network_sha256": serialization.card_of(full)["sha256"],
     }  # fmt: skip
     result = _measured(
-        network, recipe.data, recipe.test_attack, "inf", recipe.restarts, chosen, validation=recipe.validation,
+        network, recipe.data, recipe.test_attack, "inf", recipe.restarts, chosen, recipe=recipe,
         data_root=chosen.data_root or recipe.data_root, sources=sources, gated=full if gates(full) else None,
         state=path / "autoattack.state",
     )  # fmt: skip
@@ -160,7 +160,7 @@ def evaluate_model(name: str, conditions: Conditions, *, out: Path, **options: A
         )
     root = known.data_root if known and known.data_root and Path(known.data_root).is_dir() else None
     result = _measured(
-        model.network, data, _attack(conditions, known), conditions.norm, conditions.restarts, chosen,
+        model.network, data, _attack(conditions, known), conditions.norm, conditions.restarts, chosen, recipe=known,
         data_root=chosen.data_root or root, sources=chosen.sources, gated=None,
         draws=EOT_DRAWS if conditions.draws is None else conditions.draws,
         state=out.with_name(f"{out.stem}-autoattack.state"),
@@ -190,9 +190,12 @@ def _values(attack: Attack) -> tuple[float, float, int]:
 def _measured(
     network: nn.Module, data: str, attack: Attack | tuple[float, float, int], norm: Norm, restarts: int, chosen: Options,
     *, data_root: str | None, sources: Sequence[str | Path], gated: nn.Module | None, state: Path,
-    draws: int = EOT_DRAWS, validation: int | None = None,
+    draws: int = EOT_DRAWS, recipe: Recipe | None,
 ) -> Evaluation:  # fmt: skip
-    dataset = load_data(data, data_root, validation=validation)
+    own = recipe if recipe and recipe.data == data else None
+    dataset = load_data(
+        data, data_root, validation=own.validation if own else None, pictures=own.pictures if own else None
+    )
     eps, step, steps = _values(attack) if isinstance(attack, Attack) else attack
     device, source = _device(chosen.device), network_at(sources)
     return evaluate(

@@ -8,6 +8,7 @@ from anp_vs.errors import InputError
 from anp_vs.networks.layers import Dropout, Normalize
 from anp_vs.pruning.compact import Select
 from anp_vs.pruning.gate import Gate
+from anp_vs.pruning.reader import GateReader
 
 
 def trace(network: nn.Module) -> fx.GraphModule:
@@ -30,5 +31,5 @@ def trace(network: nn.Module) -> fx.GraphModule:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaf = isinstance(m, Gate | Select | Normalize | Dropout)
+        leaf = isinstance(m, Gate | GateReader | Select | Normalize | Dropout)
         return leaf or super().is_leaf_module(m, module_qualified_name)

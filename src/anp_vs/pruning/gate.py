@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,33 +39,38 @@ class Gate(nn.Module):
         a_uc: initial unconstrained first Kumaraswamy parameter, a = softplus(max(a_uc, -10)).
         b_uc: initial unconstrained second parameter, b = softplus(clip(b_uc, -10, 50)); 0.5413 gives b = 1.
         dim: the axis of the input that holds the units.
+        block: entries of the axis that one unit covers, one after another: several where channels can only
+            leave together (flattened pixels of a channel, a group of a grouped convolution).
 
     Attributes:
         a_uc, b_uc: the parameters, float, shape (K,).
         original_units: K at construction; stays when units are removed, so that sparsity can be counted.
-        index: None, or the positions of the input that the gate reads (int64); the rest of the input is
-            dropped. Set when units are removed but the layer before cannot shrink with them.
+        index: None, or the positions of the input's units that the gate reads (int64); the rest of the
+            input is dropped. Set when units are removed but the layer before cannot shrink with them.
         fixed: multiply by E[pi] (or 0) in training too; set once the gates have decided.
         copies: images in a batch that share one mask sample come as this many equal chunks of the batch
             (2 while a clean and an adversarial batch pass through together, see `shared_mask`).
         share: (rank, world): in data-parallel training the noise is drawn for the whole batch, and these rows of
             it are used.
         price: what its KL counts in `total_kl`; 1 as published.
+        shared: the gate is applied at other places too, by a `GateReader` each.
     """
 
     index: Tensor | None
 
-    def __init__(self, units: int, a_uc: float = -1.0, b_uc: float = 0.5413, *, dim: int = 1) -> None:
+    def __init__(self, units: int, a_uc: float = -1.0, b_uc: float = 0.5413, *, dim: int = 1, block: int = 1) -> None:
         super().__init__()
         self.register_buffer("index", None)
         self.a_uc = nn.Parameter(torch.full((units,), a_uc))
         self.b_uc = nn.Parameter(torch.full((units,), b_uc))
         self.original_units = units
-        self.dim = dim
+        self.dim, self.block = dim, block
         self.fixed = False
         self.copies = 1
         self.share = (0, 1)
         self.price = 1.0
+        self.shared = False
+        self._latest: Tensor | None = None
 
     @property
     def units(self) -> int:
@@ -101,7 +107,7 @@ class Gate(nn.Module):
         return self.mask() > 0
 
     def kl(self) -> Tensor:
-        """KL from the Kumaraswamy posterior to the Beta(alpha, 1) prior, summed over units; float64 scalar."""
+        """KL from the Kumaraswamy posterior to the Beta(alpha, 1) prior, summed over units: float64."""
         a, b = self.concentrations()
         # -digamma(b) - 1/b = -digamma(b + 1), which does not cancel at small b.
         return ((1 - ALPHA / a) * (-EULER_GAMMA - torch.digamma(1 + b)) + torch.log(a * b / ALPHA) - (b - 1) / b).sum()
@@ -121,21 +127,47 @@ class Gate(nn.Module):
         return torch.sigmoid(logit / TEMPERATURE)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Gate features whose axis `dim` has K entries; returns the same shape and dtype."""
-        if self.index is not None:
-            features = features.index_select(self.dim, self.index)
-        shape = [1] * features.dim()
-        shape[self.dim] = self.units
+        """Gate features whose axis `dim` has K * block entries; returns the same shape and dtype."""
         if self.fixed or not self.training:
-            return features * self.mask().to(features.dtype).view(shape)
+            return self.multiply(features, self.mask(), self.block, self.dim)
         z = self.sample(features.shape[0] // self.copies).repeat(self.copies, 1)
-        shape[0] = features.shape[0]
+        self._latest = z if self.shared else None
+        return self.multiply(features, z, self.block, self.dim)
+
+    def latest(self) -> Tensor:
+        """The multiplier that the gate itself used in this forward pass: (batch, K), in evaluation (K,)."""
+        if self.fixed or not self.training:
+            return self.mask()
+        assert self._latest is not None, "a gate is applied before those that read it"
+        return self._latest
+
+    def multiply(self, features: Tensor, z: Tensor, block: int, dim: int) -> Tensor:
+        """Features times a multiplier of each unit, one for all images (K,) or one for each (batch, K)."""
+        if self.index is not None:
+            features = features.index_select(dim, entries(self.index, block))
+        shape = [1] * features.dim()
+        shape[dim] = self.units * block
+        if z.dim() == 2:
+            shape[0] = features.shape[0]
+        if block > 1:
+            z = z.repeat_interleave(block, -1)
         return features * z.to(features.dtype).view(shape)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the latest sample: it belongs to one pass and cannot be copied."""
+        return {**self.__dict__, "_latest": None}
+
     def extra_repr(self) -> str:
-        """The number of units, and how many have left."""
+        """What the printed network shows of it."""
         removed = f", {self.original_units - self.units} removed" if self.original_units != self.units else ""
         return f"{self.units}{removed}"
+
+
+def entries(units: Tensor, block: int) -> Tensor:
+    """Positions along an axis of the entries that some units cover."""
+    if block == 1:
+        return units
+    return (units[:, None] * block + torch.arange(block, device=units.device)).flatten()
 
 
 def gates(network: nn.Module) -> dict[str, Gate]:
@@ -172,9 +204,10 @@ def sparsity_percent(network: nn.Module) -> float:
 
 @contextmanager
 def shared_mask(network: nn.Module, copies: int = 2) -> Iterator[None]:
-    """While open, gates and dropout give each of the `copies` equal chunks of a batch the same sample.
+    """While open, a batch is `copies` equal chunks of the same images, each under the same random masks.
 
-    The vulnerability |z(x) - z(x~)| then holds the movement of the features, not the noise of two masks.
+    Gates and dropout then draw one sample for all chunks, so that the vulnerability |z(x) - z(x~)| holds the
+    movement of the features, not the noise of two masks.
     """
     found = [module for module in network.modules() if isinstance(module, Gate | Dropout)]
     for module in found:

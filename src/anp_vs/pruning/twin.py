@@ -8,14 +8,18 @@ cost falls with the sparsity.
 
 from __future__ import annotations
 
+import operator
+from collections import Counter
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import fusion
 
 from anp_vs.networks.layers import Dropout
 from anp_vs.pruning.compact import Compactor, replace
-from anp_vs.pruning.graph import BatchNorm, Convolution, Point
 from anp_vs.pruning.pixel_conv import PixelConv2d, suits
+from anp_vs.pruning.points import Point
 
 
 class Twin:
@@ -33,11 +37,12 @@ class Twin:
         self.on_cpu = example.device.type == "cpu"
         points = self.compactor.graph.points
         self.normalised = [(p.path, u.path) for p in points if (u := _normalisation_after(p)) is not None]
-        self.pooled = [(p.path, u.path) for p in points if (u := _pooling_after(p)) is not None]
-        # A ReLU may overwrite its input only if nobody else reads it, at every place where the module is called.
+        calls = Counter(p.path for p in points)
+        pooled = [(p.path, u.path) for p in points if (u := _pooling_after(p)) is not None]
+        self.pooled = [(relu, pool) for relu, pool in pooled if calls[relu] == calls[pool] == 1]
+        # A ReLU may overwrite its input only if nobody else reads it, wherever the module is called.
         relus = [p for p in points if isinstance(p.module, nn.ReLU)]
-        shared = {p.path for p in relus if p.inputs[0].node.op == "placeholder" or len(p.inputs[0].users) > 1}
-        self.in_place = {p.path for p in relus} - shared
+        self.in_place = {p.path for p in relus} - {p.path for p in relus if not _overwritable(p.inputs[0])}
 
     @torch.no_grad()
     def build(self) -> nn.Module:
@@ -48,11 +53,7 @@ class Twin:
                 if parameter is not None:
                     module._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
         for layer, norm in self.normalised:
-            before, after = twin.get_submodule(layer), twin.get_submodule(norm)
-            if isinstance(before, nn.Linear) and isinstance(after, BatchNorm):
-                replace(twin, layer, fusion.fuse_linear_bn_eval(before, after))
-            elif isinstance(before, Convolution) and isinstance(after, BatchNorm):
-                replace(twin, layer, fusion.fuse_conv_bn_eval(before, after))
+            replace(twin, layer, _fused(twin.get_submodule(layer), twin.get_submodule(norm)))
             replace(twin, norm, nn.Identity())
         for relu, pool in self.pooled:
             if all(isinstance(m, nn.Identity) for m in self._between(twin, relu, pool)):
@@ -89,12 +90,32 @@ class Twin:
 
 def _normalisation_after(point: Point) -> Point | None:
     """The batch normalisation that alone reads a convolution's or dense layer's output."""
-    if point.rule not in ("mix", "depthwise") or len(point.users) != 1:
+    if point.rule not in ("mix", "grouped") or len(point.users) != 1:
         return None
     user = point.users[0]
-    return (
-        user if user.rule == "batchnorm" and user.module is not None and user.module.running_mean is not None else None
-    )
+    statistics = user.module._buffers.get("running_mean") if user.module is not None else None
+    called = user.node.op == "call_module"  # and not only its statistics used
+    return user if called and user.rule == "batchnorm" and statistics is not None else None
+
+
+def _fused(layer: Any, norm: Any) -> nn.Module:
+    """One layer that computes a convolution or dense layer and the normalisation behind it."""
+    dense = isinstance(layer, nn.Linear)
+    made: nn.Module = (fusion.fuse_linear_bn_eval if dense else fusion.fuse_conv_bn_eval)(layer, norm)
+    return made
+
+
+def _overwritable(point: Point) -> bool:
+    """Whether a tensor has one reader, no other name, and no part in its own gradient."""
+    while len(point.users) == 1:
+        in_place = point.node.target in (operator.iadd, "add_")
+        same_memory = isinstance(point.module, nn.Identity | nn.Dropout | Dropout) or point.rule in (
+            "gate", "flatten", "reshape", "permute",
+        )  # fmt: skip
+        if not same_memory and not in_place:
+            return point.rule in ("mix", "grouped", "batchnorm", "add")
+        point = point.inputs[0]
+    return False
 
 
 def _pooling_after(point: Point) -> Point | None:
@@ -104,7 +125,7 @@ def _pooling_after(point: Point) -> Point | None:
     current = point
     while len(current.users) == 1:
         current = current.users[0]
-        if isinstance(current.module, nn.MaxPool2d):
+        if isinstance(current.module, nn.MaxPool2d) and not current.module.return_indices:
             return current
         if current.rule != "gate" and not isinstance(current.module, nn.Identity | Dropout | nn.Dropout):
             return None

@@ -63,10 +63,14 @@ def show_blocks(runs: Sequence[Path]) -> None:
 
     columns = {**COLUMNS, **MEASURED_ONLY}
     for block in blocks(read_runs(runs)):
-        table = Table(f"{block.table} ({block.conditions['protocol']})", "runs", *columns.values(), box=None, pad_edge=False)
+        table = Table(
+            f"{block.table} ({block.conditions['protocol']})", "runs", *columns.values(), box=None, pad_edge=False
+        )
         for line in block.lines:
             cells = (line.cells.get(column) for column in columns)
-            texts = [" ".join(filter(None, (c.text, c.spread_text))) if c and c.value is not None else "-" for c in cells]
+            texts = [
+                " ".join(filter(None, (c.text, c.spread_text))) if c and c.value is not None else "-" for c in cells
+            ]
             name = line.name if line.measured else f"  {line.name}, published"
             table.add_row(name, str(line.runs), *texts, style="" if line.measured else "dim")
         console = Console(highlight=False)

@@ -43,11 +43,12 @@ def work_on_cluster(
         raise InputError("--cluster needs Ray, which is not installed: pip install 'anp-vs[cluster]'.")
     import ray
 
+    running: dict[Any, Job] = {}
     ours = not ray.is_initialized()
     if ours:
         ray.init(log_to_driver=False, include_dashboard=False)
     try:
-        total = ray.cluster_resources()
+        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         if cpus > total.get("CPU", 0) or gpus > total.get("GPU", 0):
             raise InputError(
                 f"A job asks for {cpus} CPU cores and {gpus:g} GPUs; the cluster has {total.get('CPU', 0):g} and "
@@ -55,7 +56,7 @@ def work_on_cluster(
             )
         # Tries are counted here, so that a worker that died and a job that failed are treated alike.
         work = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=1)(_do)
-        waiting, running = list(jobs), {}
+        waiting = list(jobs)
         tries: dict[str, int] = {}
         while waiting or running:
             settled = {name for name, state in overview.states.items() if state in ("done", "failed", "left out")}

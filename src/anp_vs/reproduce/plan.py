@@ -70,9 +70,11 @@ class Job:
         if self.trains:
             train(self.recipe, out=self.run, device=device, quiet=True)
         else:
+            sources = (self.source,) if self.source else ()
             evaluate_run(
-                self.run, data_root=data_root, source=self.source, autoattack=self.autoattack or None, progress=False
-            )
+                self.run, data_root=data_root, sources=sources, autoattack=self.autoattack or None, device=device,
+                progress=False,
+            )  # fmt: skip
 
 
 def plan(

@@ -37,9 +37,7 @@ def reproduce(
     """
     with Overview(jobs) as overview:
         if cluster:
-            work_on_cluster(
-                jobs, overview, retries=retries, cpus=cpus, gpus=gpus, data_root=data_root, device=device
-            )
+            work_on_cluster(jobs, overview, retries=retries, cpus=cpus, gpus=gpus, data_root=data_root, device=device)
         else:
             work_here(jobs, overview, lambda job: job.do(data_root, device), retries)
     return overview

@@ -22,6 +22,7 @@ from anp_vs.errors import RunError
 from anp_vs.evaluation.cost import unit_macs
 from anp_vs.methods.method import Objective
 from anp_vs.networks import build
+from anp_vs.networks.images import take_images
 from anp_vs.pruning.compact import Slices, example_for, open_gates, resize, shrink, take
 from anp_vs.pruning.gate import gate_parameters, gates, sparsity_percent, weight_parameters
 from anp_vs.pruning.insertion import insert_gates
@@ -73,6 +74,7 @@ class Trainer:
         self.total_steps = recipe.epochs * self.steps_per_epoch
         torch.manual_seed(derive(recipe.seed, "initialise"))
         network = build(recipe.network, len(dataset.classes))
+        take_images(network, dataset.train.shape)
         self.reinitialised = self.method.begin(network, start) if start is not None else []
         network = self.method.prepare(network)
         if self.method.gated:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
+from typing import Any
 
 import torch
-import torch.distributed.nn.functional as differentiable
 from lightning_fabric import Fabric
 from torch import Tensor, distributed, nn
 
@@ -26,7 +26,7 @@ class Share:
     """
 
     def __init__(self, fabric: Fabric) -> None:
-        self.rank, self.world = fabric.global_rank, fabric.world_size
+        self.rank, self.world, self.device = fabric.global_rank, fabric.world_size, fabric.device
 
     def check(self, batch_size: int) -> None:
         """Refuse a batch that cannot be shared equally.
@@ -51,14 +51,14 @@ class Share:
             return tensors
         flat = torch.cat([t.reshape(-1).to(torch.float32) for t in present])
         distributed.all_reduce(flat)
-        parts = iter(flat.div_(self.world).split([t.numel() for t in present]))
+        parts = iter(torch.split(flat.div_(self.world), [t.numel() for t in present]))
         return [None if t is None else next(parts).view(t.shape).to(t.dtype) for t in tensors]
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """Means over the processes of values that all of them have."""
         if self.world == 1 or not values:
             return values
-        flat = torch.tensor(list(values.values()), dtype=torch.float64)
+        flat = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
         distributed.all_reduce(flat)
         return dict(zip(values, (flat / self.world).tolist(), strict=True))
 
@@ -72,21 +72,21 @@ class Share:
             return
         for module in network.modules():
             if hasattr(module, "share"):
-                module.share = (self.rank, self.world)
+                setattr(module, "share", (self.rank, self.world))  # noqa: B010 - only some modules have one
             elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.forward = MethodType(_batch_norm, module)  # type: ignore[method-assign]
 
 
 def _batch_norm(self: nn.BatchNorm1d | nn.BatchNorm2d, features: Tensor) -> Tensor:
-    """Batch normalisation with the statistics of all processes' rows. (PyTorch's own does this on GPUs alone.)"""
+    """Batch normalisation with the statistics of all processes' rows, which PyTorch has for GPUs alone."""
     if not self.training or self.running_mean is None or self.running_var is None:
         return type(self).forward(self, features)
     axes = [axis for axis in range(features.dim()) if axis != 1]
     count = features.numel() // features.shape[1] * distributed.get_world_size()
-    mean = differentiable.all_reduce(features.sum(axes)) / count
+    mean = _sum(features.sum(axes)) / count
     shape = [1, -1] + [1] * (features.dim() - 2)
     centred = features - mean.view(shape)
-    variance = differentiable.all_reduce(centred.square().sum(axes)) / count
+    variance = _sum(centred.square().sum(axes)) / count
     with torch.no_grad():
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -94,9 +94,27 @@ def _batch_norm(self: nn.BatchNorm1d | nn.BatchNorm2d, features: Tensor) -> Tens
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_(variance.to(self.running_var.dtype) * count / (count - 1), momentum)
     normal = centred * torch.rsqrt(variance + self.eps).view(shape)
-    if self.weight is None:
-        return normal
-    return normal * self.weight.view(shape) + self.bias.view(shape)
+    weight, bias = (t.view(shape) for t in (self.weight, self.bias)) if self.affine else (1.0, 0.0)
+    return torch.as_tensor(normal * weight + bias)
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over the processes; gradients flow back to all of them."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return _Sum.forward(context, gradients[0])
+
+
+def _sum(values: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
+    return total
 
 
 @contextmanager
@@ -108,8 +126,8 @@ def together(share: Share) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, distributed.DistBackendError) as error:
-        if share.world == 1 or isinstance(error, RunError):
+    except RuntimeError as error:
+        if share.world == 1:
             raise
         raise RunError(
             f"Another of the run's {share.world} processes has ended ({' '.join(str(error).split())[:160]}). The last "

@@ -8,9 +8,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from anp_vs.pruning.gate import gates, sparsity_percent
 from anp_vs.recipes import Recipe
 from anp_vs.training import checkpoint
 from anp_vs.training.loop import Trainer
+from anp_vs.training.parallel import Share, together
 from anp_vs.training.progress import Display
 from anp_vs.training.run_directory import MetricsLog, RunDirectory, root_of
 from anp_vs.training.watch import Watch, check_finite
@@ -51,8 +53,8 @@ class Run:
     metrics: dict[str, float]
 
 
-def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str = "auto", quiet: bool = False,
-          **overrides: Any) -> Run:  # fmt: skip
+def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str = "auto", devices: int = 1,
+          nodes: int = 1, quiet: bool = False, **overrides: Any) -> Run:  # fmt: skip
     """Train a recipe, or go on where a stopped training of it left off; a finished run is loaded.
 
     A recipe that starts from another one trains that first, in its own directory beside it.
@@ -61,6 +63,9 @@ def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str =
         recipe: name of a recipe, YAML file, run directory, or a `Recipe`.
         out: run directory; by default runs/RECIPE/seedN.
         device: auto, cpu, or cuda.
+        devices: processes on this machine (on a GPU machine one for each GPU), which share every batch. More
+            than one starts the calling script again for each of the others.
+        nodes: machines; with more than one, start the same script on each with torchrun.
         quiet: show no progress.
         overrides: fields of the recipe to change; `method` and the attacks take a mapping of their fields.
 
@@ -75,20 +80,25 @@ def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str =
         out = Path(str(recipe))
     if overrides:
         chosen = recipes.override(chosen, overrides)
-    fabric = _fabric(device)
-    run = RunDirectory(out or RunDirectory.default(chosen))
-    with run:
+    return _trained(chosen, out or RunDirectory.default(chosen), _fabric(device, devices, nodes), quiet)
+
+
+def _trained(chosen: Recipe, out: Path, fabric: Fabric, quiet: bool) -> Run:
+    run = RunDirectory(out)
+    # Of several processes the first one reads, writes and shows; the others only compute.
+    with run if fabric.is_global_zero else nullcontext():
         run.check(chosen)
-        if not run.finished:
-            _train(chosen, run, fabric, device, quiet)
-        try:
-            network = serialization.load(run.network)
-        except RunError as error:
-            if not run.checkpoint.exists():
-                raise
-            logger.warning("%s It is made again from the last checkpoint.", error)
-            _train(chosen, run, fabric, device, quiet)
-            network = serialization.load(run.network)
+        with together(Share(fabric)):
+            if not run.finished:
+                _train(chosen, run, fabric, quiet)
+            try:
+                network = serialization.load(run.network)
+            except RunError as error:
+                if not run.checkpoint.exists() or fabric.world_size > 1:
+                    raise
+                logger.warning("%s It is made again from the last checkpoint.", error)
+                _train(chosen, run, fabric, quiet)
+                network = serialization.load(run.network)
     lines = MetricsLog.read(run.metrics)
     none: dict[str, Any] = {}
     validated = next((line for line in reversed(lines) if "clean_accuracy" in line), none)
@@ -99,33 +109,43 @@ class Stopped(RunError):
     """A signal asked the run to stop; it has saved its state and can be resumed."""
 
 
-def _fabric(device: str) -> Fabric:
+def _fabric(device: str, devices: int, nodes: int) -> Fabric:
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device is {device!r}; choose auto, cpu or cuda.")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("A GPU was asked for (device cuda), but PyTorch finds none here. Use device cpu or auto.")
     use = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    return Fabric(accelerator=use, devices=1)
+    if devices < 1 or nodes < 1:
+        raise InputError(f"devices is {devices} and nodes {nodes}; both must be at least 1.")
+    if use == "cuda" and devices > torch.cuda.device_count():
+        raise InputError(f"{devices} devices were asked for; there are {torch.cuda.device_count()} GPUs here.")
+    several = devices * nodes > 1
+    fabric = Fabric(accelerator=use, devices=devices, num_nodes=nodes, strategy="ddp" if several else "auto")
+    if several:
+        fabric.launch()
+    return fabric
 
 
-def _start(recipe: Recipe, root: Path, device: str, quiet: bool) -> dict[str, Tensor] | None:
+def _start(recipe: Recipe, root: Path, fabric: Fabric, quiet: bool) -> dict[str, Tensor] | None:
     """The weights a recipe begins with; trains them first when they are another recipe's."""
     if recipe.start is None:
         return None
     place = Path(recipe.start)
     if before := recipes.prerequisite(recipe):
         place = RunDirectory.default(before, root)
-        train(before, out=place, device=device, quiet=quiet)
+        _trained(before, place, fabric, quiet)
     network = serialization.locate(place / "network.safetensors" if place.is_dir() else place)
     return serialization.read_tensors(network, serialization.read_card(network))
 
 
-def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, device: str, quiet: bool) -> None:
+def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> None:
     state, problem = checkpoint.read_latest(run.checkpoint)
     if problem:
         logger.warning("%s The previous checkpoint is used instead.", problem)
-    dataset = load_data(recipe.data, recipe.data_root, validation=recipe.validation)
-    start = _start(recipe, root_of(run.path, recipe), device, quiet) if state is None else None
+    first = fabric.is_global_zero
+    with fabric.rank_zero_first():  # a data set that has to be downloaded is downloaded once
+        dataset = load_data(recipe.data, recipe.data_root, validation=recipe.validation, pictures=recipe.pictures)
+    start = _start(recipe, root_of(run.path, recipe), fabric, quiet) if state is None else None
     trainer, watch = Trainer(recipe, dataset, fabric, start), Watch()
     position, owed = 0, False
     if state is not None:
@@ -138,18 +158,25 @@ def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, device: str, quiet
                 f"{run.checkpoint} does not belong to this recipe or to this version of anp-vs ({type(error).__name__}: "
                 f"{error}). Move the run directory away and train again."
             ) from error
-    run.claim(recipe)
-    with closing(MetricsLog(run.metrics, position)) as metrics, _board(run.path, trainer.step) as board, \
-            _signals() as asked, Display(recipe, trainer, quiet=quiet) as display:  # fmt: skip
+    if first:
+        run.claim(recipe)
+    place = nullcontext(run.path) if first else TemporaryDirectory()
+    with place as folder, closing(MetricsLog(Path(folder) / run.metrics.name, position if first else 0)) as metrics, \
+            _board(Path(folder), trainer.step) as board, _signals() as asked, \
+            Display(recipe, trainer, quiet=quiet or not first) as display:  # fmt: skip
         saved_at = time.monotonic()
 
         def keep(owed: bool = False) -> None:
             nonlocal saved_at
             check_finite(trainer.network, trainer.step)
             own = {"watch": watch.state_dict(), "owed": owed, "metrics_position": metrics.position()}
-            checkpoint.save(run.checkpoint, trainer.state() | own)
+            if first:
+                checkpoint.save(run.checkpoint, trainer.state() | own)
             board.flush()
             saved_at = time.monotonic()
+
+        def stop() -> bool:
+            return trainer.share.any(asked.is_set())
 
         def say(message: str) -> None:
             display.say(message)
@@ -162,7 +189,7 @@ def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, device: str, quiet
             end_of_epoch = trainer.step % trainer.steps_per_epoch == 0
             if report is not None and report.message:
                 say(report.message)
-            validated = trainer.validate(asked.is_set) if end_of_epoch else {}
+            validated = trainer.validate(stop) if end_of_epoch else {}
             owed = validated is None
             line: dict[str, Any] = {}
             if not owed and (trainer.step % LOG_EVERY == 0 or end_of_epoch):
@@ -173,15 +200,18 @@ def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, device: str, quiet
                 for message in watch.look(trainer.network, line):
                     say(message)
             display.update(line)
-            if asked.is_set() or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+            stopping = stop()
+            if stopping or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                 keep(owed)
-            if asked.is_set():
+            if stopping:
                 raise Stopped(
                     f"Stopped at step {trainer.step} of {trainer.total_steps}; everything is saved. "
                     f"Go on with: anp-vs train {run.path}"
                 )
         keep()
-    _finish(recipe, run, dataset, trainer)
+    if first:
+        _finish(recipe, run, dataset, trainer)
+    fabric.barrier()
 
 
 @contextmanager

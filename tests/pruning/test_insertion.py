@@ -1,0 +1,412 @@
+"""Gates in any network: every structure of the zoo compacts exactly, for any pattern, and comes out smaller."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from anp_vs.errors import InputError
+from anp_vs.networks import build
+from anp_vs.pruning.compact import compact, example_for, open_gates, shrink
+from anp_vs.pruning.gate import Gate, gates, shared_mask
+from anp_vs.pruning.insertion import explain, insert_gates
+from anp_vs.pruning.reader import GatedLayer, GateReader
+from anp_vs.pruning.twin import Twin
+from anp_vs.serialization import load, save
+from pruning import zoo
+from pruning.patterns import (
+    assert_same_function,
+    dead_patterns,
+    images_for,
+    kill,
+    no_gate_left,
+    parameters,
+    perturb,
+)
+
+MOST_DEAD = (11, {0: 0.7, 1: 0.8, 2: 0.6, 3: 0.9})
+HALF_DEAD = (5, {0: 0.5, 1: 0.4, 2: 0.6, 3: 0.5})
+RESIDUALS = ("keep", "share")
+NAMES = tuple(zoo.ZOO)
+
+
+def gated(name: str, residual: str = "share") -> nn.Module:
+    return insert_gates(perturb(zoo.build(name)), residual=residual)  # type: ignore[arg-type]
+
+
+def macs(network: nn.Module, images: Tensor) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(images)
+    return counter.get_total_flops() // 2
+
+
+def dead(network: nn.Module) -> dict[str, Tensor]:
+    return {name: ~gate.alive() for name, gate in gates(network).items()}
+
+
+# -- exactness ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("name", NAMES)
+def test_compaction_is_exact_and_really_smaller(name: str, residual: str) -> None:
+    plain = zoo.build(name)
+    paths = set(plain.state_dict())
+    network = gated(name, residual)
+    images = images_for(network, 3)
+    kill(network, MOST_DEAD)
+    small = compact(network)
+    assert no_gate_left(small)
+    assert_same_function(network, small, images)
+    assert parameters(small) < 0.85 * parameters(plain)
+    assert macs(small, images) < 0.85 * macs(plain.eval(), images)
+    # The user's own names are back, but for layers behind a selection.
+    selected = {path.replace(".layer.", ".") for path in small.state_dict() if ".select." not in path}
+    assert selected == paths
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=4)
+@given(pattern=dead_patterns())
+def test_any_pattern(name: str, pattern: tuple[int, dict[int, float]]) -> None:
+    for residual in RESIDUALS:
+        network = gated(name, residual)
+        kill(network, pattern)
+        assert_same_function(network, compact(network), images_for(network))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shrinking_then_compacting_and_the_twin(name: str) -> None:
+    network = gated(name)
+    images = images_for(network, 3)
+    kill(network, HALF_DEAD)
+    reference = copy.deepcopy(network)
+    shrink(network, dead(network))
+    assert parameters(network) < parameters(reference)
+    assert_same_function(reference, network, images)
+    kill(network, (3, HALF_DEAD[1]))
+    reference = copy.deepcopy(network)
+    assert_same_function(reference, compact(network), images)
+    open_gates(network)
+    assert_same_function(reference, network, images)
+    shrink(network, dead(network))
+    assert_same_function(reference, network, images)
+    twin = Twin(network, example_for(network)).build()
+    values, gradients = [], []
+    for each in (network.eval(), twin):
+        x = images.clone().requires_grad_()
+        logits = each(x)
+        values.append(logits)
+        gradients.append(torch.autograd.grad(logits.logsumexp(1).sum(), x)[0])
+    torch.testing.assert_close(values[1], values[0], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_twin_of_the_plain_network(name: str) -> None:
+    network = perturb(zoo.build(name)).eval()
+    images = images_for(network, 3)
+    twin = Twin(network, example_for(network)).build()
+    results = []
+    for each in (network, twin):
+        x = images.clone().requires_grad_()
+        logits = each(x)
+        results.append((logits.detach(), torch.autograd.grad(logits.logsumexp(1).sum(), x)[0]))
+    for found, wanted in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["gated", "shrunk", "compact"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_form_loads_into_a_fresh_instance(name: str, form: str, tmp_path: object) -> None:
+    network = gated(name)
+    images = images_for(network)
+    kill(network, HALF_DEAD)
+    saved = compact(network) if form == "compact" else network
+    if form == "shrunk":
+        shrink(network, dead(network))
+    fresh = zoo.build(name)
+    again = load(save(saved, f"{tmp_path}/net"), network=fresh)
+    assert_same_function(saved, again, images)
+    assert {n: g.original_units for n, g in gates(again).items()} == {
+        n: g.original_units for n, g in gates(saved).items()
+    }
+    assert_same_function(saved, compact(again), images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("name", ["resnet18", "preactresnet18", "wideresnet28-4"])
+def test_built_in_networks_at_full_size(name: str, residual: str) -> None:
+    network = perturb(insert_gates(build(name).double(), residual=residual))  # type: ignore[arg-type]
+    kill(network, MOST_DEAD)
+    small = compact(network)
+    assert_same_function(network, small, images_for(network))
+    assert parameters(small) < 0.4 * parameters(network)
+
+
+# -- where gates are ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inserting_changes_nothing_but_what_the_gates_multiply(name: str) -> None:
+    plain = perturb(zoo.build(name)).train()
+    network = insert_gates(copy.deepcopy(plain), residual="share")
+    with torch.no_grad():
+        for gate in gates(network).values():
+            gate.a_uc.fill_(1e12)  # E[pi] = 1
+    assert_same_function(plain, network, images_for(plain))
+    added = sum(p.numel() for g in gates(network).values() for p in g.parameters())
+    assert parameters(network) == parameters(plain) + added
+
+
+def test_streams_are_kept_or_shared() -> None:
+    kept, shared = gated("resnet18", "keep"), gated("resnet18", "share")
+    # Eight blocks, one inner axis each; shared, four streams more.
+    assert len(gates(kept)) == 8
+    assert len(gates(shared)) == 12
+    assert not any(isinstance(m, GateReader) for m in kept.modules())
+    readers = [m for m in shared.modules() if isinstance(m, GateReader)]
+    # A stream is read by the first convolution of each block and, between stages, by the shortcut, or by the
+    # last dense layer: 4 + 3 + 3 + 2 reading layers for four gates.
+    assert len(readers) == 12 - 4
+    kill(kept, MOST_DEAD)
+    assert compact(kept).get_parameter("conv1.weight").shape[0] == 4
+    kill(shared, (0, {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0}))
+    assert parameters(compact(shared)) < 600
+
+
+def test_all_readers_of_a_gate_apply_one_sample() -> None:
+    """Two layers that read the same features: with weights of one, they give the same random answer."""
+
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 6, 1)
+            self.left, self.right = nn.Conv2d(6, 4, 1, bias=False), nn.Conv2d(6, 4, 1, bias=False)
+            self.head = nn.Linear(4, 2, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            result: Tensor = self.head((self.left(x) - self.right(x)).mean((2, 3)))
+            return result
+
+    network = Fork()
+    network.right.weight = nn.Parameter(network.left.weight.detach().clone())
+    insert_gates(network, torch.rand(2, 3, 8, 8)).train()
+    assert [type(m).__name__ for m in network.modules() if isinstance(m, Gate | GateReader)] == ["Gate", "GateReader"]
+    images = torch.rand(64, 3, 8, 8)
+    assert float(network(images).detach().abs().max()) < 1e-6
+    gate = next(iter(gates(network).values()))
+    assert gate.units == 6
+    # Copies in the middle of training do not carry the sample along, and read their own gate.
+    copied = copy.deepcopy(network)
+    reader = next(m for m in copied.modules() if isinstance(m, GateReader))
+    assert reader.gate is next(iter(gates(copied).values())) is not gate
+    with shared_mask(network):  # the readers' too: twice the same images, twice the same features
+        half = network.left(network.stem(images[:2].repeat(2, 1, 1, 1)))
+        assert torch.equal(*network.right(network.stem(images[:2].repeat(2, 1, 1, 1))).chunk(2))
+        assert torch.equal(*half.chunk(2))
+    gate.fixed = True
+    torch.manual_seed(0)
+    assert torch.equal(network(images), network(images))
+
+
+def test_gradients_of_a_shared_gate_come_from_every_reader() -> None:
+    network = gated("senet")
+    reader = next(m for m in network.modules() if isinstance(m, GateReader))
+    gate = reader.gate
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    gate.requires_grad_(True)
+    images = images_for(network, 3)
+    network.eval()
+
+    def logits(a_uc: Tensor) -> Tensor:
+        name = next(n for n, g in gates(network).items() if g is gate)
+        result: Tensor = torch.func.functional_call(network, {f"{name}.a_uc": a_uc}, (images,))
+        return result
+
+    start = torch.linspace(-1, 2, gate.units, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(logits, (start,), eps=1e-5, atol=1e-6, rtol=1e-4)
+
+
+def test_units_are_what_can_leave_together() -> None:
+    units = {d.layer: (d.units, d.gate) for d in explain(zoo.build("resnext"), residual="share")}
+    assert units["inner.3"] == (0, None)  # the grouped convolution follows its reader
+    assert units["inner.6"] == (4, "inner.6")  # four groups of 8
+    assert units["tail.3"] == (8, "tail.3")  # depthwise with two outputs a channel
+    units = {d.layer: (d.units, d.gate) for d in explain(zoo.build("groupnorm"))}
+    assert units["conv2"] == (8, "conv2")
+    units = {d.layer: (d.units, d.gate) for d in explain(zoo.build("inception"))}
+    assert units["fc1"] == (12, "fc1")  # channels of nine pixels, not 108 pixels
+    assert units["two"] == (14, "one")
+    gates_of = gates(gated("inception"))
+    assert (gates_of["fc1.gate"].units, gates_of["fc1.gate"].block) == (12, 9)
+
+
+def test_every_layer_left_whole_has_a_reason() -> None:
+    reasons = {d.layer: d.reason for d in explain(zoo.build("convnext"))}
+    assert "images" in reasons["stem.0"]
+    assert "layer_norm" in reasons["down.1"]
+    assert "norm (LayerNorm)" in reasons["stage1.0.pwconv1"]
+    assert reasons["stage1.0.pwconv2"] == "gated"
+    reasons = {d.layer: d.reason for d in explain(zoo.build("resnet18"))}
+    assert "residual='keep'" in reasons["fc"]
+    assert reasons["layer1.0.conv2"] == "gated"
+
+
+class Tutorial(nn.Module):
+    """Written as in tutorials: the number of flattened inputs is in the forward pass."""
+
+    def __init__(self, written: bool) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 5), nn.Conv2d(6, 8, 3)
+        self.pool, self.written = nn.MaxPool2d(2, 2), written
+        self.fc = nn.Linear(8 * 2 * 2, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(functional.relu(self.conv2(self.pool(functional.relu(self.conv1(x))))))
+        x = x.view(-1, 8 * 2 * 2) if self.written else x.view(x.size(0), 8 * x.size(2) * x.size(3) // 1)
+        result: Tensor = self.fc(x)
+        return result
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_number_of_channels_written_into_the_forward_pass_stays(written: bool) -> None:
+    network = perturb(Tutorial(written)).double()
+    example = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    reasons = {d.layer: d.reason for d in explain(network, example)}
+    assert reasons["conv2"] == "gated"
+    assert "left whole" in reasons["fc"]
+    if written:
+        assert "view(.., 32, ..)" in reasons["fc"]
+        assert "flatten(1)" in reasons["fc"]
+    insert_gates(network, example)
+    kill(network, MOST_DEAD)
+    assert_same_function(network, compact(network), example)
+
+
+class Odd(nn.Module):
+    """A convolution between two others, whose output meets an operation."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 5)
+        self.operation = operation
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, 8).view(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.two(functional.relu(self.one(x)))
+        if self.operation == "chunk":
+            left, right = x.chunk(2, 1)
+            x = torch.cat([right, left], 1)
+        elif self.operation == "shuffle":
+            n, c, h, w = x.shape
+            x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        elif self.operation == "mean over channels":
+            x = x - x.mean(1, keepdim=True)
+        elif self.operation == "softmax":
+            x = x.softmax(1)
+        elif self.operation == "scale":
+            x = x * self.scale
+        elif self.operation == "count":
+            x = x * x.shape[1] ** 0.5
+        elif self.operation == "part":
+            x = torch.cat([x[:, 4:], x[:, :4]], dim=1)
+        elif self.operation == "square":  # channels, height and width are all 8 here
+            x = x.transpose(1, 2).contiguous()
+        elif self.operation == "weights":
+            x = x * self.three.weight.mean()
+        elif self.operation == "twice":
+            x = self.three(functional.pad(x, (1, 1, 1, 1)))
+        x = self.three(x)
+        result: Tensor = self.head(x.mean((2, 3)))
+        return result
+
+
+@pytest.mark.parametrize(
+    "operation",
+    ["chunk", "shuffle", "mean over channels", "softmax", "scale", "count", "part", "square", "weights", "twice"],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_mixes_channels_in_between_is_never_broken(operation: str, seed: int) -> None:
+    network = perturb(Odd(operation)).double()
+    example = torch.rand(2, 3, 12, 12, dtype=torch.float64)
+    reasons = {d.layer: d.reason for d in explain(network, example)}
+    # A concatenation is a group of its own: what reads it may drop channels that its parts must keep.
+    assert ("whole" in reasons["three"]) == (operation not in ("chunk", "part"))
+    assert reasons["two"] == "gated"
+    insert_gates(network, example)
+    assert network.input_shape == (3, 12, 12)
+    kill(network, (seed, MOST_DEAD[1]))
+    assert_same_function(network, compact(network), example)
+
+
+def test_the_layers_attributes_stay_readable() -> None:
+    network = gated("mobilenetv2")
+    wrapper = next(m for m in network.modules() if isinstance(m, GatedLayer))
+    assert wrapper.in_channels == wrapper.layer.in_channels
+    with pytest.raises(AttributeError):
+        _ = wrapper.nothing_of_this_name
+
+
+# -- refused --------------------------------------------------------------------------------------------------
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).mean((2, 3))
+        return x if x.sum() > 0 else -x
+
+
+class Restless(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(functional.dropout(self.conv(x).mean((2, 3)), 0.5))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Branching(), "Branching could not be traced.*module of its own"),
+        (Restless(), "Restless gives other logits.*training=self.training"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), r"no layer that can be pruned.*1: .*images"),
+        (nn.Sequential(nn.Flatten(), nn.Softmax(1)), "no parameters"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), "logits N x K"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()), "does not accept an example"),
+    ],
+)
+def test_refused_with_the_reason(network: nn.Module, message: str) -> None:
+    before = repr(network)
+    with pytest.raises(InputError, match=message):
+        insert_gates(network, torch.rand(2, 3, 8, 8))
+    assert repr(network) == before
+    assert network.training
+
+
+def test_bad_arguments_are_refused() -> None:
+    network = zoo.build("squeezenet")
+    with pytest.raises(InputError, match=r"float images.*0, 1"):
+        insert_gates(network, torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(InputError, match="residual is 'split'"):
+        insert_gates(network, residual="split")  # type: ignore[arg-type]
+    del network.input_shape
+    with pytest.raises(InputError, match="give `example`"):
+        insert_gates(network)
+    insert_gates(network, torch.rand(1, 3, 16, 16))
+    with pytest.raises(InputError, match="gates already"):
+        insert_gates(network, torch.rand(2, 3, 16, 16))
