@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.tiny import equal, patched, recipe, send, start, start_two
 from torch import nn
 
 from anp_vs import serialization
 from anp_vs.errors import InputError
 from anp_vs.training import parallel, run
+from training.tiny import equal, patched, recipe, send, start, start_two
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
