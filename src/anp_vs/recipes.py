@@ -107,6 +107,9 @@ class Recipe:
             removal spares an image and the powers scaled to a mean of 1; 0 prices all units alike, as published.
         remove_after: units that stay pruned for this many steps leave the training network; 0 keeps them.
         average: decay of the running average of the weights that is evaluated and saved; 0 uses the last weights.
+        precision: float32 or bfloat16, of training alone: evaluation is always float32, and so is everything that
+            sees pixels; auto takes what a short measurement at the start finds faster.
+        layout: of feature maps in memory, channels-last or contiguous; auto as for the precision.
         augment: zero-pad 4, random crop and flip.
         start: recipe or run directory whose trained weights training begins with; None starts afresh.
         black_box: recipe of the independently trained network that black-box attacks are made on; None for none.
@@ -138,6 +141,8 @@ class Recipe:
     cost_exponent: float = 0.0
     remove_after: int = 0
     average: float = 0.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    layout: Literal["auto", "channels-last", "contiguous"] = "auto"
     augment: bool = False
     start: str | None = None
     black_box: str | None = None

@@ -72,5 +72,8 @@ def distortion(features: dict[str, Tensor], reduction: Reduction = "mean") -> Te
     for latent in features.values():
         clean, adversarial = latent.chunk(2)
         difference = (clean - adversarial).abs()
-        terms.append(difference.mean() if reduction == "mean" else difference.flatten(1).sum(1).mean())
+        # Sums of many small values need float32, whatever precision the features have.
+        dtype = torch.promote_types(difference.dtype, torch.float32)
+        mean = difference.mean(dtype=dtype) if reduction == "mean" else difference.flatten(1).sum(1, dtype=dtype).mean()
+        terms.append(mean)
     return torch.stack(terms).mean()

@@ -20,6 +20,7 @@ from anp_vs.networks.layers import Dropout
 from anp_vs.pruning.compact import Compactor, replace
 from anp_vs.pruning.pixel_conv import PixelConv2d, suits
 from anp_vs.pruning.points import Point
+from anp_vs.pruning.precision import TYPES, Lowered, Precision, on_pixels
 
 
 class Twin:
@@ -29,13 +30,18 @@ class Twin:
         network: with or without gates; its structure must not change (make a new `Twin` after `shrink`).
         example: images N x C x H x W to trace with.
         channels_last: memory layout of the twin's weights; convolutions on a CPU prefer it.
+        precision: of all that comes after the first layer, see `anp_vs.pruning.precision`.
     """
 
-    def __init__(self, network: nn.Module, example: Tensor, *, channels_last: bool = True) -> None:
+    def __init__(
+        self, network: nn.Module, example: Tensor, *, channels_last: bool = True, precision: Precision = "float32"
+    ) -> None:
         self.compactor = Compactor(network, example)
+        self.precision = precision
         self.channels_last = channels_last
         self.on_cpu = example.device.type == "cpu"
         points = self.compactor.graph.points
+        self.seen, self.first = on_pixels(points)
         self.normalised = [(p.path, u.path) for p in points if (u := _normalisation_after(p)) is not None]
         calls = Counter(p.path for p in points)
         pooled = [(p.path, u.path) for p in points if (u := _pooling_after(p)) is not None]
@@ -75,7 +81,7 @@ class Twin:
             for path, module in list(twin.named_modules()):
                 if isinstance(module, nn.Conv2d) and suits(module):
                     replace(twin, path, PixelConv2d(module))
-        return twin
+        return twin if self.precision == "float32" else Lowered(twin, self.seen, self.first, TYPES[self.precision])
 
     def _between(self, twin: nn.Module, relu: str, pool: str) -> list[nn.Module]:
         """What the built twin has between an activation and the pooling that follows it."""

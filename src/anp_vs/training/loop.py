@@ -25,7 +25,9 @@ from anp_vs.networks import build
 from anp_vs.networks.images import take_images
 from anp_vs.pruning.compact import Slices, example_for, open_gates, resize, shrink, take
 from anp_vs.pruning.gate import gate_parameters, gates, sparsity_percent, weight_parameters
+from anp_vs.pruning.graph import Graph
 from anp_vs.pruning.insertion import insert_gates
+from anp_vs.pruning.precision import Precision, lowered, on_pixels
 from anp_vs.pruning.twin import Twin
 from anp_vs.recipes import Recipe
 from anp_vs.training.parallel import Share
@@ -63,6 +65,9 @@ class Trainer:
         self, recipe: Recipe, dataset: Dataset, fabric: Fabric, start: dict[str, Tensor] | None = None
     ) -> None:
         self.recipe, self.fabric, self.method = recipe, fabric, recipe.method
+        # What is not chosen yet (`auto`) is the plain way on a CPU, see `anp_vs.training.tuning`.
+        self.precision: Precision = "bfloat16" if recipe.precision == "bfloat16" else "float32"
+        self.memory_format = torch.contiguous_format if recipe.layout == "contiguous" else torch.channels_last
         self.share = Share(fabric)
         self.share.check(recipe.batch_size)
         self.train, self.validation = dataset.train.to(fabric.device), dataset.validation.to(fabric.device)
@@ -79,7 +84,7 @@ class Trainer:
         network = self.method.prepare(network)
         if self.method.gated:
             set_prices(insert_gates(network), recipe.cost_exponent)
-        self.network = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(fabric.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.decided = not self.method.gated
         self.dead_for = {name: torch.zeros(gate.units, dtype=torch.int64) for name, gate in gates(self.network).items()}
         self.average: dict[str, Tensor] | None = None
@@ -88,6 +93,7 @@ class Trainer:
         self.means: dict[str, float] = {}
         self.counted = 0
         self._order: tuple[int, Tensor] | None = None
+        self.first: set[str] = set()  # the layers that mix pixels; looked for where the precision asks for it
         self._rebuild()
         self.weights_optimiser = self._fresh_optimiser()
         self.gates_optimiser = (
@@ -117,7 +123,7 @@ class Trainer:
         """Go on from a saved state; the network takes its shape."""
         resize(self.network, state["network"])
         self.network.load_state_dict(state["network"])
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=self.memory_format)
         self.step, self.seconds = state["step"], state["seconds"]
         self.average, self.dead_for = state["average"], state["dead_for"]
         if self.average is not None:
@@ -154,11 +160,14 @@ class Trainer:
     def _rebuild(self) -> None:
         """Trace the network again after its shape changed."""
         self.share.prepare(self.network)
+        example, last = example_for(self.network), self.memory_format == torch.channels_last
         self.twin = (
-            Twin(self.network, example_for(self.network))
+            Twin(self.network, example, channels_last=last, precision=self.precision)
             if self.method.adversarial and not self.method.random
             else None
         )
+        if self.precision != "float32":
+            self.first = self.twin.first if self.twin else on_pixels(Graph(self.network, example).points)[1]
 
     # -- one step -------------------------------------------------------------------------------------------
 
@@ -227,7 +236,8 @@ class Trainer:
         torch.manual_seed(derive(self.recipe.seed, "step", self.step))
         adversarial = self.attack(images, labels) if self.method.adversarial else images
         self.network.train()
-        objective = self.method.objective(self.network, images, adversarial, labels, len(self.train))
+        with lowered(self.network, self.first, self.precision):
+            objective = self.method.objective(self.network, images, adversarial, labels, len(self.train))
         loss = objective.weights
         if self.companion is not None:
             loss = loss + self.companion.penalty()
@@ -357,7 +367,7 @@ class Trainer:
         before = dict(self.network.named_parameters())
         units = {name: gate.units for name, gate in gates(self.network).items()}
         kept = shrink(self.network, dead)
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=self.memory_format)
         after = dict(self.network.named_parameters())
         for optimiser in filter(None, (self.weights_optimiser, self.gates_optimiser)):
             _follow(optimiser, before, after, kept)

@@ -81,6 +81,7 @@ def _batch_norm(self: nn.BatchNorm1d | nn.BatchNorm2d, features: Tensor) -> Tens
     """Batch normalisation with the statistics of all processes' rows, which PyTorch has for GPUs alone."""
     if not self.training or self.running_mean is None or self.running_var is None:
         return type(self).forward(self, features)
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
     axes = [axis for axis in range(features.dim()) if axis != 1]
     count = features.numel() // features.shape[1] * distributed.get_world_size()
     mean = _sum(features.sum(axes)) / count

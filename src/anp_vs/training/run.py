@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import signal
 import threading
@@ -30,6 +31,7 @@ from anp_vs.training.loop import Trainer
 from anp_vs.training.parallel import Share, together
 from anp_vs.training.progress import Display
 from anp_vs.training.run_directory import MetricsLog, RunDirectory, root_of
+from anp_vs.training.tuning import settle
 from anp_vs.training.watch import Watch, check_finite
 
 logger = logging.getLogger(__name__)
@@ -146,6 +148,12 @@ def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> No
     with fabric.rank_zero_first():  # a data set that has to be downloaded is downloaded once
         dataset = load_data(recipe.data, recipe.data_root, validation=recipe.validation, pictures=recipe.pictures)
     start = _start(recipe, root_of(run.path, recipe), fabric, quiet) if state is None else None
+    told = None
+    if run.recipe_file.exists():  # precision and layout were settled when the run began
+        held = run.read_recipe()
+        recipe = dataclasses.replace(recipe, precision=held.precision, layout=held.layout)
+    else:
+        recipe, told = settle(recipe, dataset, fabric, start)
     trainer, watch = Trainer(recipe, dataset, fabric, start), Watch()
     position, owed = 0, False
     if state is not None:
@@ -182,6 +190,9 @@ def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> No
             display.say(message)
             metrics.write(step=trainer.step, epoch=epoch, message=message)
 
+        epoch = trainer.step // trainer.steps_per_epoch
+        if told:
+            say(told)
         # `owed`: a signal came during the validation of the step that was saved; it is made up for first.
         while trainer.step < trainer.total_steps or owed:
             report = None if owed else trainer.advance()

@@ -110,8 +110,10 @@ class RunDirectory:
         if not self.recipe_file.exists():
             return
         held = self.read_recipe()
-        # Where the data lie may change: their content is checked against its checksum.
-        if held == dataclasses.replace(recipe, data_root=held.data_root):
+        # Where the data lie may change: their content is checked against its checksum. What was asked to be
+        # chosen has been chosen there.
+        chosen = {n: getattr(held, n) for n in ("precision", "layout") if getattr(recipe, n) == "auto"}
+        if held == dataclasses.replace(recipe, data_root=held.data_root, **chosen):
             return
         mine, theirs = _flat(recipes.to_dict(recipe)), _flat(recipes.to_dict(held))
         different = [
