@@ -41,7 +41,13 @@ def _curves(runs: Sequence[RunRecord]) -> Iterator[Sketch]:
         figure = compared_figures.against([run for run, _ in diagnosed], what)
         caption = f"PGD on the first {counts} test images, norm {diagnosed[0][1]['norm']}, pixel-space."
         names = ", ".join(run.label for run, _ in diagnosed)
-        yield Sketch(title, figure, "evaluation.json or diagnosis.json", f"{caption} One line a run.", f"{title}: {names}. {caption}")
+        yield Sketch(
+            title,
+            figure,
+            "evaluation.json or diagnosis.json",
+            f"{caption} One line a run.",
+            f"{title}: {names}. {caption}",
+        )
 
 
 def _pareto(points: Sequence[compared_figures.Point], cost: str, column: str) -> Sketch:

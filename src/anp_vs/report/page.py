@@ -164,7 +164,9 @@ def _chapter(run: RunRecord, key: str) -> Chapter:
     drawn, absent = of_run(run, key)
     signs = list(run.diagnosis["signs"]) if run.diagnosis else []
     recipe = yaml.safe_dump(recipes.to_dict(run.recipe), sort_keys=False)
-    return Chapter(run, key, drawn, absent, sorted(signs, key=lambda s: (not s["suspicious"], not s["made"])), facts(run), recipe)
+    return Chapter(
+        run, key, drawn, absent, sorted(signs, key=lambda s: (not s["suspicious"], not s["made"])), facts(run), recipe
+    )
 
 
 def facts(run: RunRecord) -> dict[str, str]:
