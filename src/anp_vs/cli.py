@@ -88,7 +88,7 @@ class EvaluateCommand:
     black_box: tuple[str, ...] = ()
     autoattack: int | None = None
     queries: int | None = None
-    masking: int = 200
+    masking: int = 160
     limit: int | None = None
     protocol: Literal["pixel-space", "released-code"] = "pixel-space"
     out: Path | None = None
@@ -137,7 +137,7 @@ class ReportCommand:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     out: Path = Path("report.html")
     figures: bool = False
-    images: int = 200
+    images: int = 160
     seconds: float = 600.0
     data_root: str | None = None
 
