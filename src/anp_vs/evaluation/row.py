@@ -19,6 +19,7 @@ from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.masking import DIAGNOSED
 from anp_vs.evaluation.models import find_model
 from anp_vs.evaluation.protocols import ProtocolName
+from anp_vs.evaluation.queries import query_accuracy
 from anp_vs.evaluation.robustness import Evaluation, evaluate
 from anp_vs.provenance import provenance
 from anp_vs.pruning.gate import gates
@@ -40,6 +41,8 @@ class Options:
             `anp_vs.attacks.transfer`).
         limit: evaluate only the first so many images (the row says so).
         autoattack: images to run AutoAttack on.
+        queries: also measure the accuracy under Square alone with so many queries an image (see
+            `query_accuracy`), in pixel space only.
         masking: images on which signs of masked gradients are looked for; None leaves that out.
         protocol: `pixel-space` or `released-code`.
         device: auto, cpu or cuda.
@@ -50,6 +53,7 @@ class Options:
     sources: Sequence[str | Path] = ()
     limit: int | None = None
     autoattack: int | None = None
+    queries: int | None = None
     masking: int | None = DIAGNOSED
     protocol: ProtocolName = "pixel-space"
     device: str = "auto"
@@ -198,13 +202,20 @@ def _measured(
     )
     eps, step, steps = _values(attack) if isinstance(attack, Attack) else attack
     device, source = _device(chosen.device), network_at(sources)
-    return evaluate(
+    result = evaluate(
         network.to(device), dataset.test, eps=eps, step=step, steps=steps, norm=norm, restarts=restarts,
         source=source.to(device) if source else None, gated=gated.to(device) if gated else None,
         limit=chosen.limit, autoattack=chosen.autoattack, autoattack_state=state if chosen.autoattack else None,
         draws=draws, classes=len(dataset.classes), protocol=chosen.protocol, masking=chosen.masking,
         progress=chosen.progress,
     )  # fmt: skip
+    if chosen.queries is not None and chosen.protocol == "pixel-space":
+        alone = query_accuracy(
+            network, dataset.test, eps=eps, queries=chosen.queries, norm=norm, limit=chosen.limit, draws=draws,
+            progress=chosen.progress,
+        )  # fmt: skip
+        result |= {name: alone[name] for name in ("query_accuracy", "queries")}
+    return result
 
 
 def _names(sources: Sequence[str | Path]) -> str | None:

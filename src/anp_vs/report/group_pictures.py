@@ -32,7 +32,8 @@ def of_group(runs: Sequence[RunRecord], key: str, title: str) -> tuple[list[Pict
 
 
 def _curves(runs: Sequence[RunRecord]) -> Iterator[Sketch]:
-    diagnosed = [(run, run.diagnosis) for run in runs if run.diagnosis is not None]
+    rows = [run for run in runs if run.row != "black-box-source"]
+    diagnosed = [(run, run.diagnosis) for run in rows if run.diagnosis is not None]
     if not diagnosed:
         return
     counts = " or ".join(f"{count:,}" for count in sorted({found["images"] for _, found in diagnosed}))
@@ -40,7 +41,13 @@ def _curves(runs: Sequence[RunRecord]) -> Iterator[Sketch]:
         figure = compared_figures.against([run for run, _ in diagnosed], what)
         caption = f"PGD on the first {counts} test images, norm {diagnosed[0][1]['norm']}, pixel-space."
         names = ", ".join(run.label for run, _ in diagnosed)
-        yield Sketch(title, figure, "diagnosis.json", f"{caption} One line a run.", f"{title}: {names}. {caption}")
+        yield Sketch(
+            title,
+            figure,
+            "evaluation.json or diagnosis.json",
+            f"{caption} One line a run.",
+            f"{title}: {names}. {caption}",
+        )
 
 
 def _pareto(points: Sequence[compared_figures.Point], cost: str, column: str) -> Sketch:

@@ -62,7 +62,7 @@ class Chapter:
         key: of its place in the page.
         pictures: drawn.
         absent: what was not measured.
-        signs: of the diagnosis, suspicious ones first.
+        signs: of the diagnosis, suspicious ones first, checks that could not be made last.
         facts: name -> value: path, command, commit, hardware, versions, training time.
         recipe: YAML.
     """
@@ -164,7 +164,9 @@ def _chapter(run: RunRecord, key: str) -> Chapter:
     drawn, absent = of_run(run, key)
     signs = list(run.diagnosis["signs"]) if run.diagnosis else []
     recipe = yaml.safe_dump(recipes.to_dict(run.recipe), sort_keys=False)
-    return Chapter(run, key, drawn, absent, sorted(signs, key=lambda s: not s["suspicious"]), facts(run), recipe)
+    return Chapter(
+        run, key, drawn, absent, sorted(signs, key=lambda s: (not s["suspicious"], not s["made"])), facts(run), recipe
+    )
 
 
 def facts(run: RunRecord) -> dict[str, str]:
