@@ -11,11 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +29,26 @@ from torch.nn import functional
 from anp_vs.attacks import geometry
 from anp_vs.attacks.losses import ce
 from anp_vs.attacks.pgd import ascend
+from anp_vs.evaluation.cost import macs
 from anp_vs.methods import AT
 from anp_vs.networks import build
 from anp_vs.provenance import provenance
-from anp_vs.pruning.compact import compact, example_for
-from anp_vs.pruning.gate import gates
+from anp_vs.pruning.compact import compact, example_for, shrink
+from anp_vs.pruning.gate import gate_parameters, gates, weight_parameters
+from anp_vs.pruning.graph import Graph
 from anp_vs.pruning.insertion import insert_gates
+from anp_vs.pruning.precision import Precision, lowered, on_pixels
 from anp_vs.pruning.twin import Twin
+from anp_vs.recipes import RECIPES
+from anp_vs.training.tuning import SMALL_MACS
 
 BATCH = 128
 SETTINGS = {"lenet5-caffe": (0.3, 0.01, 20), "vgg16": (8 / 255, 2 / 255, 2)}
 """eps, step, steps. VGG-16 takes two steps: a step is what is compared, and it takes a second."""
+UNITS = Path(__file__).resolve().parent.parent / "results" / "anp_vs_units.json"
 Contestant = Callable[[], object]
+TWINS: WeakKeyDictionary[nn.Module, Twin] = WeakKeyDictionary()
+"""Traced once a network, as in training."""
 
 
 def plain(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
@@ -50,9 +63,13 @@ def plain(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: 
     return adversarial
 
 
-def ours(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
+def ours(network: nn.Module, images: Tensor, labels: Tensor, eps: float, step: float, steps: int,
+         precision: Precision = "float32") -> Tensor:  # fmt: skip
     """What a training step does: build the twin from the present weights, then attack it."""
-    twin = Twin(network, example_for(network)).build()
+    if network not in TWINS:
+        TWINS[network] = Twin(network, example_for(network))
+    TWINS[network].precision = precision
+    twin = TWINS[network].build()
     lower, upper = geometry.box(images, eps)
     start = torch.clamp(images + torch.empty_like(images).uniform_(-eps, eps), lower, upper)
     return ascend(twin, start, lower, upper, labels, step, steps, ce)
@@ -123,43 +140,176 @@ def compare(seconds: dict[str, list[float]], us: str = "anp-vs") -> dict[str, An
 
 
 def training_step(
-    network: nn.Module, attack: Callable[..., Tensor], images: Tensor, labels: Tensor, budget: Any
-) -> None:
+    network: nn.Module, attack: Callable[..., Tensor], images: Tensor, labels: Tensor, budget: Any,
+    precision: Precision = "float32", first: frozenset[str] = frozenset(),
+) -> None:  # fmt: skip
     """One step of adversarial training on clean and adversarial images, with the given attack."""
     network.eval()
     adversarial = attack(network, images, labels, *budget)
     network.train()
-    objective = AT().objective(network, images, adversarial, labels, len(images))
-    torch.autograd.grad(objective.weights, list(network.parameters()))
+    with lowered(network, set(first), precision):
+        loss = AT().objective(network, images, adversarial, labels, len(images)).weights
+    torch.autograd.grad(loss, list(weight_parameters(network)))
+
+
+def fastest_peer(network: nn.Module, images: Tensor, labels: Tensor, budget: Any) -> Callable[..., Tensor]:
+    """The PGD of the peer that users train with: torchattacks' where it is installed, else the plain loop."""
+    try:
+        import torchattacks
+
+        attack = torchattacks.PGD(network, eps=budget[0], alpha=budget[1], steps=budget[2])
+    except ImportError:
+        return plain
+    return lambda network, images, labels, *_: attack(images, labels)
+
+
+def with_units(name: str, units: Sequence[int]) -> nn.Module:
+    """A gated network of which so many units of each gate are alive, in training: the others have left it."""
+    network = insert_gates(build(name))
+    dead = {
+        path: torch.arange(gate.units) >= alive
+        for (path, gate), alive in zip(gates(network).items(), units, strict=True)
+    }
+    shrink(network, dead)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def pruned(name: str, share: float) -> nn.Module:
-    """A gated network of which this share of every layer's units is dead, compacted."""
-    network = insert_gates(build(name)).eval()
-    for gate in gates(network).values():
-        dead = torch.arange(gate.units) >= max(1, round((1 - share) * gate.units))
-        gate.a_uc.data[dead], gate.b_uc.data[dead] = -10.0, 3.0
-    return compact(network)
+    """A compact network of which this share of every layer's units is gone."""
+    widths = [max(1, round((1 - share) * gate.units)) for gate in gates(insert_gates(build(name))).values()]
+    return compact(with_units(name, widths))
 
 
-def measure(name: str, repeats: int) -> dict[str, dict[str, Any]]:
-    """All comparisons of one network."""
+def attacks_and_steps(name: str, repeats: int) -> dict[str, Any]:
+    """PGD and a step of adversarial training on the dense network."""
     short = name.split("-")[0].removesuffix("5")
     network, laid_out = build(name).eval(), build(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, labels = torch.rand(BATCH, *network.input_shape), torch.randint(0, 10, (BATCH,))  # type: ignore[misc]
     budget = SETTINGS[name]
     attacks = peers(network, images, labels, *budget)
-    attacks["anp-vs"] = lambda: ours(network, images, labels, *budget)
+    attacks["anp-vs"] = lambda: ours(laid_out, images, labels, *budget)
+    peer = fastest_peer(network, images, labels, budget)
+    first = frozenset(on_pixels(Graph(laid_out, example_for(laid_out)).points)[1])
     steps: dict[str, Contestant] = {
         "plain loop": lambda: training_step(network, plain, images, labels, budget),
+        "torchattacks": lambda: training_step(network, peer, images, labels, budget),
         "anp-vs": lambda: training_step(laid_out, ours, images, labels, budget),
     }
-    full, small = build(name).eval(), pruned(name, 0.75)
-    passes: dict[str, Contestant] = {"full network": lambda: full(images), "anp-vs": lambda: small(images)}
-    found = {f"pgd_{short}": compare(take_turns(attacks, repeats)), f"at_{short}": compare(take_turns(steps, repeats))}
-    with torch.inference_mode():
-        found[f"inference_{short}_realised"] = compare(take_turns(passes, 3 * repeats))
+    found = {f"pgd_{short}": compare(take_turns(attacks, repeats))}
+    gflop = 3 * 2 * macs(network, images[:1]) * BATCH * budget[2] / 1e9  # forward, and the gradient: as much again
+    found[f"pgd_{short}"]["share_of_matrix_peak"] = {
+        who: round(2 / 3 * gflop / seconds / matrix_peak(), 3)
+        for who, seconds in found[f"pgd_{short}"]["median_seconds"].items()
+    }
+    found[f"at_{short}"] = compare(take_turns(steps, repeats))
+    if macs(network, images[:1]) > SMALL_MACS:  # where training chooses its precision by measuring
+        low = partial(ours, precision="bfloat16")
+
+        def under_autocast() -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                training_step(network, peer, images, labels, budget)
+
+        steps["peer under autocast by hand"] = under_autocast
+        steps["anp-vs"] = lambda: training_step(laid_out, low, images, labels, budget, "bfloat16", first)
+        seconds = take_turns(steps, repeats)
+        by_hand = {who: seconds[who] for who in ("peer under autocast by hand", "anp-vs")}
+        users = {who: values for who, values in seconds.items() if who != "peer under autocast by hand"}
+        found[f"at_{short}_bfloat16"] = compare(users)
+        found[f"at_{short}_bfloat16_against_autocast"] = compare(by_hand)
     return found
+
+
+def whole_run(repeats: int) -> dict[str, Any]:
+    """The measured ANP-VS run on MNIST, epoch by epoch, against as many epochs of AT with the peer's attack."""
+    recipe = RECIPES["mnist-cpu/anp-vs"]
+    ends = json.loads(UNITS.read_text())["units"]
+    budget = (recipe.attack.eps, recipe.attack.step, recipe.attack.steps)
+    images, labels = torch.rand(BATCH, 1, 28, 28), torch.randint(0, 10, (BATCH,))
+    dense = build("lenet5-caffe")
+    peer = fastest_peer(dense, images, labels, budget)
+    contestants: dict[str, Contestant] = {"torchattacks": lambda: training_step(dense, peer, images, labels, budget)}
+    # An epoch counts with the units it began with: a little too much, never too little.
+    began = [[20, 50, 800, 500], *ends[:-1]]
+    states: dict[str, nn.Module] = {}
+    for units in began:
+        key = "x".join(map(str, units))
+        if key not in states:
+            states[key] = with_units("lenet5-caffe", units)
+            contestants[key] = partial(gated_step, states[key], recipe.method, images, labels, budget)
+    seconds = take_turns(contestants, repeats)
+    totals = {
+        "torchattacks": [len(began) * value for value in seconds["torchattacks"]],
+        "anp-vs": [sum(seconds["x".join(map(str, units))][turn] for units in began) for turn in range(repeats)],
+    }
+    epochs = [round(statistics.median(seconds["x".join(map(str, units))]), 5) for units in began]
+    return {"whole_run_lenet": compare(totals) | {"seconds_a_step_by_epoch": epochs, "epochs": len(began)}}
+
+
+def gated_step(network: nn.Module, method: Any, images: Tensor, labels: Tensor, budget: Any) -> None:
+    """A step of ANP-VS: attack on the twin, both losses, both groups of gradients."""
+    adversarial = ours(network, images, labels, *budget)
+    network.train()
+    objective = method.objective(network, images, adversarial, labels, len(images))
+    torch.autograd.grad(objective.weights, weight_parameters(network), retain_graph=True)
+    torch.autograd.grad(objective.gates, gate_parameters(network))
+
+
+def inference(name: str, repeats: int) -> dict[str, Any]:
+    """The compact network against the full one, in evaluation, and how much of the ratio of MACs is realised."""
+    short, found = name.split("-")[0].removesuffix("5"), {}
+    full, small = build(name).eval(), pruned(name, 0.75)
+    for batch in (1, BATCH):
+        images = torch.rand(batch, *full.input_shape)  # type: ignore[misc]
+        contestants: dict[str, Contestant] = {"full network": partial(full, images), "anp-vs": partial(small, images)}
+        try:
+            fast = torch.compile(small)
+            with torch.inference_mode():
+                fast(images)
+            contestants["anp-vs, compiled"] = partial(fast, images)
+        except Exception as error:  # no C++ compiler here, or one too old
+            print(f"torch.compile left out: {type(error).__name__}")
+        with torch.inference_mode():
+            seconds = take_turns(contestants, 3 * repeats)
+        result = compare({who: seconds[who] for who in ("full network", "anp-vs")})
+        result["median_seconds"] |= {who: round(statistics.median(values), 6) for who, values in seconds.items()}
+        result["macs_ratio"] = round(macs(full, images[:1]) / macs(small, images[:1]), 2)
+        found[f"inference_{short}_batch_{batch}"] = result
+    return found
+
+
+def memory(name: str) -> dict[str, Any]:
+    """Peak memory of a process that attacks, in MiB above what it had before, for the plain loop and for ours."""
+    mebibytes = {}
+    for who in ("plain loop", "anp-vs"):
+        code = f"from speed import attack_once; attack_once({name!r}, {who!r})"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+        mebibytes[who] = float(done.stdout.split()[-1])
+    return {f"memory_{name.split('-')[0].removesuffix('5')}": {"mebibytes": mebibytes}}
+
+
+def attack_once(name: str, who: str) -> None:
+    """What `memory` starts: attack once, print by how many MiB the peak grew."""
+    torch.set_num_threads(1)
+    network = build(name).eval()
+    images, labels = torch.rand(BATCH, *network.input_shape), torch.randint(0, 10, (BATCH,))  # type: ignore[misc]
+    with torch.inference_mode():
+        network(images[:1])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (plain if who == "plain loop" else ours)(network, images, labels, *SETTINGS[name])
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+@cache
+def matrix_peak(size: int = 2048) -> float:
+    """GFLOP/s of a float32 matrix product here, the best of some."""
+    matrix, best = torch.rand(size, size), 0.0
+    for _ in range(8):
+        began = time.perf_counter()
+        torch.matmul(matrix, matrix)
+        best = max(best, 2 * size**3 / (time.perf_counter() - began) / 1e9)
+    return best
 
 
 def main() -> None:
@@ -172,15 +322,17 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
+    asked.out.parent.mkdir(exist_ok=True)
     results = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     source = provenance()
     facts = {"machine": source["hardware"], "command": source["command"], "commit": source["commit"]}
-    for name in asked.networks:
-        for key, value in measure(name, asked.repeats).items():
+    work = [partial(part, name, asked.repeats) for name in asked.networks for part in (attacks_and_steps, inference)]
+    work += [partial(memory, name) for name in asked.networks] + [partial(whole_run, asked.repeats)]
+    for part in work:
+        for key, value in part().items():
             results[key] = value | facts
-            print(key, value)
-    asked.out.parent.mkdir(exist_ok=True)
-    asked.out.write_text(json.dumps(results, indent=2) + "\n")
+            print(key, json.dumps(value))
+        asked.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

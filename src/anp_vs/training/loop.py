@@ -429,10 +429,15 @@ class Trainer:
         total = max(len(split), 1)
         return {"clean_accuracy": 100 * clean / total, "robust_accuracy": 100 * robust / total}
 
+    @torch.no_grad()
+    def units_alive(self) -> dict[str, int]:
+        """Units of each gate that are not pruned."""
+        return {name: int(gate.alive().sum()) for name, gate in gates(self.network).items()}
+
     def layer_widths(self) -> dict[str, str]:
         """For each gate: units alive of the original units."""
-        with torch.no_grad():
-            return {n: f"{int(g.alive().sum())}/{g.original_units}" for n, g in gates(self.network).items()}
+        found = gates(self.network)
+        return {name: f"{alive}/{found[name].original_units}" for name, alive in self.units_alive().items()}
 
 
 def set_prices(network: nn.Module, exponent: float) -> None:

@@ -205,7 +205,8 @@ def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> No
             line: dict[str, Any] = {}
             if not owed and (trainer.step % LOG_EVERY == 0 or end_of_epoch):
                 line = trainer.take_means() | (validated or {})
-                metrics.write(step=trainer.step, epoch=epoch, **line)
+                units = {"units": trainer.units_alive()} if end_of_epoch and trainer.method.gated else {}
+                metrics.write(step=trainer.step, epoch=epoch, **line, **units)
                 for name, value in line.items():
                     board.add_scalar(name, value, trainer.step)
                 for message in watch.look(trainer.network, line):
