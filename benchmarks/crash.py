@@ -40,11 +40,11 @@ from anp_vs.training.run_directory import MetricsLog
 
 PARTS = ("elsewhere", "step", "save", "validation", "compaction", "evaluation", "report")
 CHECKPOINT_SECONDS = 0.2
-MOST_KILLS = 6
+FEWEST_KILLS, MOST_KILLS = 6, 10
 """In one round."""
 FRESH_EVERY = 8
 BASE = {
-    "source": "the crash benchmark: a run of seconds", "network": "lenet5-caffe", "epochs": 4, "batch_size": 100, "start": None,
+    "source": "the crash benchmark: a run of seconds", "network": "lenet5-caffe", "epochs": 3, "validation": 60, "on_trouble": "continue", "batch_size": 100, "start": None,
     "black_box": None, "restarts": 1, "attack": {"eps": 0.1, "step": 0.05, "steps": 2}, "test_attack": {"eps": 0.1, "step": 0.02, "steps": 5},
     "target_sparsity": None, "decide_at": 0.7, "remove_after": 4, "average": 0.9,
 }  # fmt: skip
@@ -83,7 +83,7 @@ def live(recipe: Path, out: Path, marker: Path) -> None:
         marked(owner, name, part)
     for words in (
         ["train", str(recipe), "--out", str(out), "--device", "cpu"],
-        ["evaluate", str(out), "--limit", "20"],
+        ["evaluate", str(out), "--limit", "10"],
         ["report", str(out), "--out", str(out / "report.html")],
     ):
         if words[0] == "evaluate" and (out / "evaluation.json").exists():
@@ -187,7 +187,7 @@ def play(case: str, number: int, work: Path, kills: int) -> dict[str, Any]:
     out = place / f"round{number}"
     shutil.rmtree(out, ignore_errors=True)
     died: Counter[str] = Counter()
-    planned = draws.randint(2, min(MOST_KILLS, max(2, kills)))
+    planned = min(draws.randint(FEWEST_KILLS, MOST_KILLS), max(1, kills))
     for life in range(planned):
         aim = draws.choice([None, None, *PARTS[1:]])
         # Parts take from milliseconds (a save) to seconds (an evaluation): instants of all lengths.

@@ -28,12 +28,15 @@ from anp_vs.training import checkpoint
 from anp_vs.training.loop import Trainer
 from anp_vs.training.progress import Display
 from anp_vs.training.run_directory import MetricsLog, RunDirectory, root_of
-from anp_vs.training.watch import Watch, check_finite
+from anp_vs.training.watch import Trouble, Watch, check_finite
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 50
 CHECKPOINT_SECONDS = 60.0
+STEPS_BACK = 3
+"""How often a run steps back from trouble before it stops."""
+WATCHED_IMAGES = 125
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str =
 
     Raises:
         InputError: a value is outside what is accepted.
-        RunError: the directory belongs to another recipe, is in use, or cannot be written; or the loss diverged.
+        RunError: the directory belongs to another recipe, is in use, or cannot be written.
+        Trouble: the numbers went wrong, and the recipe says to stop or there is nothing else to do.
         Stopped: a signal asked to stop; everything is saved.
     """
     chosen = recipes.find(recipe)
@@ -125,18 +129,49 @@ def _start(recipe: Recipe, root: Path, device: str, quiet: bool) -> dict[str, Te
 
 
 def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, device: str, quiet: bool) -> None:
+    """Train to the end; from trouble, step back if the recipe says so."""
+    while True:
+        try:
+            _train_on(recipe, run, fabric, device, quiet)
+            return
+        except Trouble as trouble:
+            if recipe.on_trouble != "step-back":
+                raise
+            _step_back(run, trouble)
+
+
+def _step_back(run: RunDirectory, trouble: Trouble) -> None:
+    """Let the last good epoch be the newest checkpoint, with half the learning rates.
+
+    Raises:
+        Trouble: this has been done often enough.
+    """
+    (state, _), (newest, _) = checkpoint.read_latest(run.good), checkpoint.read_latest(run.checkpoint)
+    if state is None:
+        raise trouble
+    # The good epoch may be from before an earlier step back.
+    state["eased"] = min(state["eased"], newest["eased"] if newest else 1.0) / 2
+    if state["eased"] < 0.5**STEPS_BACK:
+        raise Trouble(f"{trouble} Stepping back {STEPS_BACK} times did not help.") from trouble
+    share = round(1 / state["eased"])
+    state["said"] = f"{trouble} Stepped back to step {state['step']}; learning rates are now 1/{share} of the recipe's."
+    checkpoint.save(run.checkpoint, state)
+
+
+def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, device: str, quiet: bool) -> None:
+    """Train from the last checkpoint."""
     state, problem = checkpoint.read_latest(run.checkpoint)
     if problem:
         logger.warning("%s The previous checkpoint is used instead.", problem)
     dataset = load_data(recipe.data, recipe.data_root, validation=recipe.validation)
     start = _start(recipe, root_of(run.path, recipe), device, quiet) if state is None else None
     trainer, watch = Trainer(recipe, dataset, fabric, start), Watch()
-    position, owed = 0, False
+    position, owed, said = 0, False, None
     if state is not None:
         try:
             trainer.load_state(state)
             watch.load_state_dict(state["watch"])
-            position, owed = int(state["metrics_position"]), bool(state["owed"])
+            position, owed, said = int(state["metrics_position"]), bool(state["owed"]), state["said"]
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(
                 f"{run.checkpoint} does not belong to this recipe or to this version of anp-vs ({type(error).__name__}: "
@@ -147,17 +182,22 @@ def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, device: str, quiet
             _signals() as asked, Display(recipe, trainer, quiet=quiet) as display:  # fmt: skip
         saved_at = time.monotonic()
 
-        def keep(owed: bool = False) -> None:
+        def keep(owed: bool = False, place: Path = run.checkpoint) -> None:
             nonlocal saved_at
             check_finite(trainer.network, trainer.step)
-            own = {"watch": watch.state_dict(), "owed": owed, "metrics_position": metrics.position()}
-            checkpoint.save(run.checkpoint, trainer.state() | own)
+            own = {"watch": watch.state_dict(), "owed": owed, "metrics_position": metrics.position(), "said": None}
+            checkpoint.save(place, trainer.state() | own)
             board.flush()
             saved_at = time.monotonic()
 
         def say(message: str) -> None:
             display.say(message)
-            metrics.write(step=trainer.step, epoch=epoch, message=message)
+            metrics.write(step=trainer.step, epoch=max(trainer.step - 1, 0) // trainer.steps_per_epoch, message=message)
+
+        if said:
+            say(said)
+        if recipe.on_trouble == "step-back" and state is None:
+            keep(place=run.good)
 
         # `owed`: a signal came during the validation of the step that was saved; it is made up for first.
         while trainer.step < trainer.total_steps or owed:
@@ -174,8 +214,17 @@ def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, device: str, quiet
                 metrics.write(step=trainer.step, epoch=epoch, **line)
                 for name, value in line.items():
                     board.add_scalar(name, value, trainer.step)
-                for message in watch.look(trainer.network, line):
+                images = trainer.validation.head(WATCHED_IMAGES).images.float().div_(255) if end_of_epoch else None
+                wrong = watch.look(trainer.network, line, images)
+                for message in wrong:
                     say(message)
+                if wrong and recipe.on_trouble != "continue":
+                    raise Trouble(
+                        f"At step {trainer.step} of {trainer.total_steps}: {'; '.join(wrong)}. The last checkpoint is "
+                        f"intact. To go on regardless: anp-vs train {run.path} --on-trouble continue."
+                    )
+                if end_of_epoch and recipe.on_trouble == "step-back":
+                    keep(place=run.good)
             display.update(line)
             if asked.is_set() or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                 keep(owed)

@@ -33,6 +33,7 @@ class RunDirectory:
         self.path = path
         self.recipe_file = path / "recipe.yaml"
         self.checkpoint = path / "checkpoint.state"
+        self.good = path / "good.state"
         self.metrics = path / "metrics.jsonl"
         self.network = path / "network.safetensors"
         self.compact = path / "compact.safetensors"
@@ -74,6 +75,8 @@ class RunDirectory:
         saved = (
             self.checkpoint,
             checkpoint.previous_of(self.checkpoint),
+            self.good,
+            checkpoint.previous_of(self.good),
             self.recipe_file,
             self.network,
             self.compact,
@@ -98,7 +101,7 @@ class RunDirectory:
             RunError: the directory holds a run of another recipe, or cannot be written.
         """
         self.check(recipe)
-        if not self.recipe_file.exists():
+        if not self.recipe_file.exists() or self.read_recipe() != recipe:
             write_atomically(self.recipe_file, recipes.dump(recipe).encode())
 
     def check(self, recipe: Recipe) -> None:
@@ -110,8 +113,9 @@ class RunDirectory:
         if not self.recipe_file.exists():
             return
         held = self.read_recipe()
-        # Where the data lie may change: their content is checked against its checksum.
-        if held == dataclasses.replace(recipe, data_root=held.data_root):
+        # Where the data lie may change: their content is checked against its checksum. So may what is done about
+        # trouble, when there is some.
+        if held == dataclasses.replace(recipe, data_root=held.data_root, on_trouble=held.on_trouble):
             return
         mine, theirs = _flat(recipes.to_dict(recipe)), _flat(recipes.to_dict(held))
         different = [
