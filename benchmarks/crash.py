@@ -189,7 +189,13 @@ def play(case: str, number: int, work: Path, kills: int) -> dict[str, Any]:
     died: Counter[str] = Counter()
     planned = min(draws.randint(FEWEST_KILLS, MOST_KILLS), max(1, kills))
     for life in range(planned):
-        aim = draws.choice([None, None, *PARTS[1:]])
+        # What is over cannot be aimed at; the later parts are aimed at late, so that most lives die in training.
+        if (out / "evaluation.json").exists():
+            aim = "report"
+        elif (out / "network.json").exists():
+            aim = "evaluation"
+        else:
+            aim = draws.choice([None, None, *(PARTS[1:] if 2 * life > planned else PARTS[1:-2])])
         # Parts take from milliseconds (a save) to seconds (an evaluation): instants of all lengths.
         instant = draws.random() * length / 2 if aim is None else 10 ** draws.uniform(-4, -0.5)
         fresh = (number * MOST_KILLS + life) % FRESH_EVERY == 0
