@@ -75,7 +75,7 @@ def live(recipe: Path, out: Path, marker: Path) -> None:
 
         setattr(owner, name, outer)
 
-    run.CHECKPOINT_SECONDS = CHECKPOINT_SECONDS
+    run.CHECKPOINT_SECONDS, row.EOT_DRAWS = CHECKPOINT_SECONDS, 2
     for owner, name, part in (
         (Trainer, "advance", "step"), (checkpoint, "save", "save"), (Trainer, "validate", "validation"),
         (run, "_finish", "compaction"), (row, "evaluate_run", "evaluation"), (page, "write_report", "report"),
@@ -83,7 +83,7 @@ def live(recipe: Path, out: Path, marker: Path) -> None:
         marked(owner, name, part)
     for words in (
         ["train", str(recipe), "--out", str(out), "--device", "cpu"],
-        ["evaluate", str(out), "--limit", "10"],
+        ["evaluate", str(out), "--limit", "4"],
         ["report", str(out), "--out", str(out / "report.html")],
     ):
         if words[0] == "evaluate" and (out / "evaluation.json").exists():

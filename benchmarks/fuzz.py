@@ -266,7 +266,7 @@ def play(name: str, inputs: int, work: Path) -> dict[str, Any]:
         with escapes.open("a") as out:
             out.write(json.dumps({"reader": name, "error": done.stderr[-3000:]}) + "\n")
     return {
-        "reader": name, "inputs": int(units[1]) if units else 0, "coverage": int(covered[-1]) if covered else 0,
+        "reader": name, "inputs": int(units[1]) if units else 0, "coverage": max(map(int, covered), default=0),
         "status": done.returncode,
     }  # fmt: skip
 

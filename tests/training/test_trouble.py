@@ -127,7 +127,7 @@ def test_killed_before_and_after_it_steps_back_a_run_ends_the_same(
 
     def dying(training: Trainer) -> Any:
         place = (training.step, training.eased)
-        if place not in seen and training.step in (0, 3, 4, 5, 6, 7, 9):
+        if place not in seen and training.step in (0, 5, 6, 9):
             seen.add(place)
             raise CrashError
         return advance(training)
@@ -174,7 +174,7 @@ def test_a_stopped_run_goes_on_when_the_recipe_is_told_to(tmp_path: Path, monkey
         return report
 
     monkeypatch.setattr(Trainer, "advance", spoiling)
-    with pytest.raises(RunError, match="--on-trouble continue"):
+    with pytest.raises(RunError, match="--on-trouble step-back"):
         run.train(asked("stop"), out=tmp_path, quiet=True)
     run.train(tmp_path, on_trouble="continue", quiet=True)
     assert RunDirectory(tmp_path).finished

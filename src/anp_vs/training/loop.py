@@ -228,8 +228,8 @@ class Trainer:
             loss = loss + self.companion.penalty()
         if not bool(torch.isfinite(loss)):
             raise Trouble(
-                f"The loss became {loss.item()} at step {self.step} of {self.total_steps} (epoch {self.epoch}). Training "
-                f"stopped; the last checkpoint is intact. Lower lr (now {self.recipe.lr}) or gate_lr, or lengthen eps_warmup."
+                f"The loss became {loss.item()} at step {self.step} of {self.total_steps} (epoch {self.epoch}). "
+                f"Lower lr (now {self.recipe.lr}) or gate_lr, or lengthen eps_warmup."
             )
         self._backward(loss, objective)
         if self.companion is not None:

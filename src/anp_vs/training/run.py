@@ -136,7 +136,10 @@ def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, device: str, quiet
             return
         except Trouble as trouble:
             if recipe.on_trouble != "step-back":
-                raise
+                raise Trouble(
+                    f"{trouble} The last checkpoint is intact. To go on from it in another way: anp-vs train {run.path} "
+                    f"--on-trouble step-back (or continue)."
+                ) from trouble
             _step_back(run, trouble)
 
 
@@ -219,10 +222,7 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, device: str, qu
                 for message in wrong:
                     say(message)
                 if wrong and recipe.on_trouble != "continue":
-                    raise Trouble(
-                        f"At step {trainer.step} of {trainer.total_steps}: {'; '.join(wrong)}. The last checkpoint is "
-                        f"intact. To go on regardless: anp-vs train {run.path} --on-trouble continue."
-                    )
+                    raise Trouble(f"At step {trainer.step} of {trainer.total_steps}: {'; '.join(wrong)}.")
                 if end_of_epoch and recipe.on_trouble == "step-back":
                     keep(place=run.good)
             display.update(line)

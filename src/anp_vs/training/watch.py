@@ -107,6 +107,6 @@ def check_finite(network: nn.Module, step: int) -> None:
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise Trouble(
-                f"{name} holds values that are not finite after step {step}. Training stopped without saving them; the "
-                f"last checkpoint is intact. Lower lr or gate_lr, or lengthen eps_warmup."
+                f"{name} holds values that are not finite after step {step}. They were not saved. "
+                f"Lower lr or gate_lr, or lengthen eps_warmup."
             )
