@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -32,7 +33,8 @@ if "--reader" in sys.argv:  # the fuzzed process: instrument the package while i
     import atheris
 
     with atheris.instrument_imports(include=["anp_vs"]):
-        pass
+        for module in ("cli", "data", "report.runs", "training.run"):
+            importlib.import_module(f"anp_vs.{module}")
 
 import torch
 from PIL import Image
