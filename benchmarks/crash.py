@@ -192,6 +192,8 @@ def play(case: str, number: int, work: Path, kills: int) -> dict[str, Any]:
         # What is over cannot be aimed at; the later parts are aimed at late, so that most lives die in training.
         if (out / "evaluation.json").exists():
             aim = "report"
+            if died["report"]:  # once is enough
+                break
         elif (out / "network.json").exists():
             aim = "evaluation"
         else:
