@@ -40,7 +40,7 @@ from anp_vs.training.run_directory import MetricsLog
 
 PARTS = ("elsewhere", "step", "save", "validation", "compaction", "evaluation", "report")
 CHECKPOINT_SECONDS = 0.2
-FEWEST_KILLS, MOST_KILLS = 6, 10
+FEWEST_KILLS, MOST_KILLS = 8, 12
 """In one round."""
 FRESH_EVERY = 8
 BASE = {
@@ -197,7 +197,7 @@ def play(case: str, number: int, work: Path, kills: int) -> dict[str, Any]:
         elif (out / "network.json").exists():
             aim = "evaluation"
         else:
-            aim = draws.choice([None, None, *(PARTS[1:] if 2 * life > planned else PARTS[1:-2])])
+            aim = draws.choice([None, None, *PARTS[1:4]]) if life < planned - 3 else "compaction"
         # Parts take from milliseconds (a save) to seconds (an evaluation): instants of all lengths.
         instant = draws.random() * length / 2 if aim is None else 10 ** draws.uniform(-4, -0.5)
         fresh = (number * MOST_KILLS + life) % FRESH_EVERY == 0
