@@ -88,15 +88,7 @@ def test_train_help_lists_every_recipe_with_its_source(anp_vs: Any) -> None:
 def test_help_on_a_recipe_names_every_field_and_what_it_is_now(anp_vs: Any) -> None:
     ran = anp_vs("train", "digits/anp-vs", "--help")
     assert ran.status == 0
-    for name in (
-        "--epochs",
-        "--method.beta",
-        "--attack.eps",
-        "--test-attack.steps",
-        "--out",
-        "--device",
-        "--decide-at",
-    ):
+    for name in ("--epochs", "--method.beta", "--attack.eps", "--test-attack.steps", "--out", "--device", "--decide-at"):
         assert name in ran.out
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", ran.out).split())
     assert f"(default: {RECIPES['digits/anp-vs'].epochs})" in text
@@ -138,9 +130,7 @@ def test_the_other_commands_explain_themselves(command: str, anp_vs: Any) -> Non
         ("cost", "NETWORK|network"),
     ],
 )
-def test_a_mistake_is_one_paragraph_with_the_value_and_the_remedy(
-    line: str, pattern: str, anp_vs: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mistake_is_one_paragraph_with_the_value_and_the_remedy(line: str, pattern: str, anp_vs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "load_data", __import__("anp_vs.data").data.load)
     paragraph(anp_vs(*line.split()), pattern)
     assert not list(Path().rglob("recipe.yaml"))
@@ -169,9 +159,7 @@ def test_a_wrong_recipe_file(text: str, pattern: str, anp_vs: Any) -> None:
 def test_a_directory_of_another_recipe_and_one_in_use(anp_vs: Any) -> None:
     Path("mine.yaml").write_text(recipes.dump(recipe()))
     assert anp_vs("train", "mine.yaml", "--out", "here", "--quiet").status == 0
-    paragraph(
-        anp_vs("train", "mine.yaml", "--out", "here", "--lr", "0.5"), r"another recipe: lr \(0.003 there, 0.5 asked\)"
-    )
+    paragraph(anp_vs("train", "mine.yaml", "--out", "here", "--lr", "0.5"), r"another recipe: lr \(0.003 there, 0.5 asked\)")
     with run.RunDirectory(Path("here")):
         paragraph(anp_vs("train", "here"), "in use by another process")
 
