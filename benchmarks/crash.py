@@ -40,11 +40,11 @@ from anp_vs.training.run_directory import MetricsLog
 
 PARTS = ("elsewhere", "step", "save", "validation", "compaction", "evaluation", "report")
 CHECKPOINT_SECONDS = 0.2
-MOST_KILLS = 6
+FEWEST_KILLS, MOST_KILLS = 8, 12
 """In one round."""
 FRESH_EVERY = 8
 BASE = {
-    "source": "the crash benchmark: a run of seconds", "network": "lenet5-caffe", "epochs": 4, "batch_size": 100, "start": None,
+    "source": "the crash benchmark: a run of seconds", "network": "lenet5-caffe", "epochs": 3, "validation": 60, "on_trouble": "continue", "batch_size": 100, "start": None,
     "black_box": None, "restarts": 1, "attack": {"eps": 0.1, "step": 0.05, "steps": 2}, "test_attack": {"eps": 0.1, "step": 0.02, "steps": 5},
     "target_sparsity": None, "decide_at": 0.7, "remove_after": 4, "average": 0.9,
 }  # fmt: skip
@@ -75,7 +75,7 @@ def live(recipe: Path, out: Path, marker: Path) -> None:
 
         setattr(owner, name, outer)
 
-    run.CHECKPOINT_SECONDS = CHECKPOINT_SECONDS
+    run.CHECKPOINT_SECONDS, row.EOT_DRAWS = CHECKPOINT_SECONDS, 2
     for owner, name, part in (
         (Trainer, "advance", "step"), (checkpoint, "save", "save"), (Trainer, "validate", "validation"),
         (run, "_finish", "compaction"), (row, "evaluate_run", "evaluation"), (page, "write_report", "report"),
@@ -83,7 +83,7 @@ def live(recipe: Path, out: Path, marker: Path) -> None:
         marked(owner, name, part)
     for words in (
         ["train", str(recipe), "--out", str(out), "--device", "cpu"],
-        ["evaluate", str(out), "--limit", "20"],
+        ["evaluate", str(out), "--limit", "4"],
         ["report", str(out), "--out", str(out / "report.html")],
     ):
         if words[0] == "evaluate" and (out / "evaluation.json").exists():
@@ -187,9 +187,17 @@ def play(case: str, number: int, work: Path, kills: int) -> dict[str, Any]:
     out = place / f"round{number}"
     shutil.rmtree(out, ignore_errors=True)
     died: Counter[str] = Counter()
-    planned = draws.randint(2, min(MOST_KILLS, max(2, kills)))
+    planned = min(draws.randint(FEWEST_KILLS, MOST_KILLS), max(1, kills))
     for life in range(planned):
-        aim = draws.choice([None, None, *PARTS[1:]])
+        # What is over cannot be aimed at; the later parts are aimed at late, so that most lives die in training.
+        if (out / "evaluation.json").exists():
+            aim = "report"
+            if died["report"]:  # once is enough
+                break
+        elif (out / "network.json").exists():
+            aim = "evaluation"
+        else:
+            aim = draws.choice([None, None, *PARTS[1:4]]) if life < planned - 3 else "compaction"
         # Parts take from milliseconds (a save) to seconds (an evaluation): instants of all lengths.
         instant = draws.random() * length / 2 if aim is None else 10 ** draws.uniform(-4, -0.5)
         fresh = (number * MOST_KILLS + life) % FRESH_EVERY == 0

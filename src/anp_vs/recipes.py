@@ -113,6 +113,9 @@ class Recipe:
         augment: zero-pad 4, random crop and flip.
         start: recipe or run directory whose trained weights training begins with; None starts afresh.
         black_box: recipe of the independently trained network that black-box attacks are made on; None for none.
+        on_trouble: what happens when a layer dies out, a gate collapses, or the network overfits the attack of
+            training: stop; step-back to the last good epoch and go on at half the learning rates, three times at
+            most; or say it and continue. Values that are not finite stop a run that does not step back.
         seed: of everything random.
     """
 
@@ -146,6 +149,7 @@ class Recipe:
     augment: bool = False
     start: str | None = None
     black_box: str | None = None
+    on_trouble: Literal["stop", "step-back", "continue"] = "stop"
     seed: int = 0
 
     def __post_init__(self) -> None:

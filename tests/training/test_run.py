@@ -68,6 +68,8 @@ def test_a_run_leaves_its_networks_its_recipe_and_metrics_without_gap(path: Path
     assert [line["epoch"] for line in lines] == [0, 0, 1, 1, 2, 2]
     assert [line["step"] for line in lines if "robust_accuracy" in line] == [4, 8, 12]
     assert done.metrics["clean_accuracy"] == lines[-1]["clean_accuracy"]
+    card = serialization.card_of(done.network)
+    assert (card["seed"], card["recipe"]["seed"], card["recipe"]["on_trouble"]) == (0, 0, "continue")
     assert any("gates fixed" in line.get("message", "") for line in log_of(path))
     images = digits().test.images.float() / 255
     with torch.no_grad():

@@ -49,7 +49,7 @@ def recipe(name: str = "standard", /, **changes: Any) -> Recipe:
     short = {
         "name": f"tiny/{name}", "network": "tiny-convolution", "epochs": 3, "batch_size": 16, "attack": {"eps": 0.1, "step": 0.05, "steps": 2},
         "average": 0.9, "remove_after": 2, "decide_at": 0.7, "target_sparsity": None, "start": None, "black_box": None,
-        "eps_warmup": 0.3, "gate_lr": 0.01, "method": {"name": name},
+        "eps_warmup": 0.3, "gate_lr": 0.01, "on_trouble": "continue", "method": {"name": name},
     }  # fmt: skip
     return override(override(RECIPES["digits/anp"], short), changes)
 

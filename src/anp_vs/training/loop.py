@@ -32,6 +32,7 @@ from anp_vs.pruning.twin import Twin
 from anp_vs.recipes import Recipe
 from anp_vs.training.parallel import Share
 from anp_vs.training.seeding import derive, generator
+from anp_vs.training.watch import Trouble
 
 VALIDATION_IMAGES = 1000
 VALIDATION_BATCH = 125
@@ -90,6 +91,7 @@ class Trainer:
         self.average: dict[str, Tensor] | None = None
         self.step = 0
         self.seconds = 0.0
+        self.eased = 1.0  # on the learning rates: halved whenever the run steps back from trouble
         self.means: dict[str, float] = {}
         self.counted = 0
         self._order: tuple[int, Tensor] | None = None
@@ -108,6 +110,7 @@ class Trainer:
         return {
             "step": self.step,
             "seconds": self.seconds,
+            "eased": self.eased,
             "network": self.network.state_dict(),
             "average": self.average,
             "weights_optimiser": self.weights_optimiser.state_dict(),
@@ -124,7 +127,7 @@ class Trainer:
         resize(self.network, state["network"])
         self.network.load_state_dict(state["network"])
         self.network.to(memory_format=self.memory_format)
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.eased = state["step"], state["seconds"], state["eased"]
         self.average, self.dead_for = state["average"], state["dead_for"]
         if self.average is not None:
             self.average = {name: value.to(self.fabric.device) for name, value in self.average.items()}
@@ -228,7 +231,7 @@ class Trainer:
         """One step of training.
 
         Raises:
-            RunError: the loss is not finite; no parameter has been changed by the step.
+            Trouble: the loss is not finite; no parameter has been changed by the step.
         """
         began = time.perf_counter()
         self._set_learning_rates()
@@ -243,9 +246,9 @@ class Trainer:
             loss = loss + self.companion.penalty()
         value = self.share.mean({"loss": float(loss.detach())})["loss"]
         if not math.isfinite(value):
-            raise RunError(
-                f"The loss became {value} at step {self.step} of {self.total_steps} (epoch {self.epoch}). Training "
-                f"stopped; the last checkpoint is intact. Lower lr (now {self.recipe.lr}) or gate_lr, or lengthen eps_warmup."
+            raise Trouble(
+                f"The loss became {value} at step {self.step} of {self.total_steps} (epoch {self.epoch}). "
+                f"Lower lr (now {self.recipe.lr}) or gate_lr, or lengthen eps_warmup."
             )
         self._backward(loss, objective)
         if self.companion is not None:
@@ -318,10 +321,10 @@ class Trainer:
             factor = progress / 0.2 if progress < 0.2 else (1 - progress) / 0.8
         # A very small floor keeps Adam's state moving at the ends of a schedule.
         for group in self.weights_optimiser.param_groups:
-            group["lr"] = recipe.lr * max(factor, 1e-4)
+            group["lr"] = self.eased * recipe.lr * max(factor, 1e-4)
         if self.gates_optimiser is not None:
             for group in self.gates_optimiser.param_groups:
-                group["lr"] = recipe.gate_lr * (fallen if recipe.schedule == "multistep" else 1.0)
+                group["lr"] = self.eased * recipe.gate_lr * (fallen if recipe.schedule == "multistep" else 1.0)
 
     # -- pruning --------------------------------------------------------------------------------------------
 

@@ -32,12 +32,15 @@ from anp_vs.training.parallel import Share, together
 from anp_vs.training.progress import Display
 from anp_vs.training.run_directory import MetricsLog, RunDirectory, root_of
 from anp_vs.training.tuning import settle
-from anp_vs.training.watch import Watch, check_finite
+from anp_vs.training.watch import Trouble, Watch, check_finite
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 50
 CHECKPOINT_SECONDS = 60.0
+STEPS_BACK = 3
+"""How often a run steps back from trouble before it stops."""
+WATCHED_IMAGES = 125
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str =
 
     Raises:
         InputError: a value is outside what is accepted.
-        RunError: the directory belongs to another recipe, is in use, or cannot be written; or the loss diverged.
+        RunError: the directory belongs to another recipe, is in use, or cannot be written.
+        Trouble: the numbers went wrong, and the recipe says to stop or there is nothing else to do.
         Stopped: a signal asked to stop; everything is saved.
     """
     chosen = recipes.find(recipe)
@@ -141,6 +145,42 @@ def _start(recipe: Recipe, root: Path, fabric: Fabric, quiet: bool) -> dict[str,
 
 
 def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> None:
+    """Train to the end; from trouble, step back if the recipe says so."""
+    while True:
+        try:
+            _train_on(recipe, run, fabric, quiet)
+            return
+        except Trouble as trouble:
+            if recipe.on_trouble != "step-back":
+                raise Trouble(
+                    f"{trouble} The last checkpoint is intact. To go on from it in another way: anp-vs train {run.path} "
+                    f"--on-trouble step-back (or continue)."
+                ) from trouble
+            if fabric.is_global_zero:
+                _step_back(run, trouble)
+            fabric.barrier()
+
+
+def _step_back(run: RunDirectory, trouble: Trouble) -> None:
+    """Let the last good epoch be the newest checkpoint, with half the learning rates.
+
+    Raises:
+        Trouble: this has been done often enough.
+    """
+    (state, _), (newest, _) = checkpoint.read_latest(run.good), checkpoint.read_latest(run.checkpoint)
+    if state is None:
+        raise trouble
+    # The good epoch may be from before an earlier step back.
+    state["eased"] = min(state["eased"], newest["eased"] if newest else 1.0) / 2
+    if state["eased"] < 0.5**STEPS_BACK:
+        raise Trouble(f"{trouble} Stepping back {STEPS_BACK} times did not help.") from trouble
+    share = round(1 / state["eased"])
+    state["said"] = f"{trouble} Stepped back to step {state['step']}; learning rates are now 1/{share} of the recipe's."
+    checkpoint.save(run.checkpoint, state)
+
+
+def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> None:
+    """Train from the last checkpoint."""
     state, problem = checkpoint.read_latest(run.checkpoint)
     if problem:
         logger.warning("%s The previous checkpoint is used instead.", problem)
@@ -155,12 +195,12 @@ def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> No
     else:
         recipe, told = settle(recipe, dataset, fabric, start)
     trainer, watch = Trainer(recipe, dataset, fabric, start), Watch()
-    position, owed = 0, False
+    position, owed, said = 0, False, None
     if state is not None:
         try:
             trainer.load_state(state)
             watch.load_state_dict(state["watch"])
-            position, owed = int(state["metrics_position"]), bool(state["owed"])
+            position, owed, said = int(state["metrics_position"]), bool(state["owed"]), state["said"]
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(
                 f"{run.checkpoint} does not belong to this recipe or to this version of anp-vs ({type(error).__name__}: "
@@ -174,12 +214,12 @@ def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> No
             Display(recipe, trainer, quiet=quiet or not first) as display:  # fmt: skip
         saved_at = time.monotonic()
 
-        def keep(owed: bool = False) -> None:
+        def keep(owed: bool = False, place: Path = run.checkpoint) -> None:
             nonlocal saved_at
             check_finite(trainer.network, trainer.step)
-            own = {"watch": watch.state_dict(), "owed": owed, "metrics_position": metrics.position()}
+            own = {"watch": watch.state_dict(), "owed": owed, "metrics_position": metrics.position(), "said": None}
             if first:
-                checkpoint.save(run.checkpoint, trainer.state() | own)
+                checkpoint.save(place, trainer.state() | own)
             board.flush()
             saved_at = time.monotonic()
 
@@ -188,9 +228,13 @@ def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> No
 
         def say(message: str) -> None:
             display.say(message)
-            metrics.write(step=trainer.step, epoch=epoch, message=message)
+            metrics.write(step=trainer.step, epoch=max(trainer.step - 1, 0) // trainer.steps_per_epoch, message=message)
 
-        epoch = trainer.step // trainer.steps_per_epoch
+        if said:
+            say(said)
+        if recipe.on_trouble == "step-back" and state is None:
+            keep(place=run.good)
+
         if told:
             say(told)
         # `owed`: a signal came during the validation of the step that was saved; it is made up for first.
@@ -209,8 +253,14 @@ def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> No
                 metrics.write(step=trainer.step, epoch=epoch, **line, **units)
                 for name, value in line.items():
                     board.add_scalar(name, value, trainer.step)
-                for message in watch.look(trainer.network, line):
+                images = trainer.validation.head(WATCHED_IMAGES).images.float().div_(255) if end_of_epoch else None
+                wrong = watch.look(trainer.network, line, images)
+                for message in wrong:
                     say(message)
+                if wrong and recipe.on_trouble != "continue":
+                    raise Trouble(f"At step {trainer.step} of {trainer.total_steps}: {'; '.join(wrong)}.")
+                if end_of_epoch and recipe.on_trouble == "step-back":
+                    keep(place=run.good)
             display.update(line)
             stopping = stop()
             if stopping or time.monotonic() - saved_at > CHECKPOINT_SECONDS:

@@ -33,6 +33,7 @@ class RunDirectory:
         self.path = path
         self.recipe_file = path / "recipe.yaml"
         self.checkpoint = path / "checkpoint.state"
+        self.good = path / "good.state"
         self.metrics = path / "metrics.jsonl"
         self.network = path / "network.safetensors"
         self.compact = path / "compact.safetensors"
@@ -74,6 +75,8 @@ class RunDirectory:
         saved = (
             self.checkpoint,
             checkpoint.previous_of(self.checkpoint),
+            self.good,
+            checkpoint.previous_of(self.good),
             self.recipe_file,
             self.network,
             self.compact,
@@ -98,7 +101,7 @@ class RunDirectory:
             RunError: the directory holds a run of another recipe, or cannot be written.
         """
         self.check(recipe)
-        if not self.recipe_file.exists():
+        if not self.recipe_file.exists() or self.read_recipe() != recipe:
             write_atomically(self.recipe_file, recipes.dump(recipe).encode())
 
     def check(self, recipe: Recipe) -> None:
@@ -110,10 +113,11 @@ class RunDirectory:
         if not self.recipe_file.exists():
             return
         held = self.read_recipe()
-        # Where the data lie may change: their content is checked against its checksum. What was asked to be
-        # chosen has been chosen there.
-        chosen = {n: getattr(held, n) for n in ("precision", "layout") if getattr(recipe, n) == "auto"}
-        if held == dataclasses.replace(recipe, data_root=held.data_root, **chosen):
+        # Where the data lie may change: their content is checked against its checksum. So may what is done about
+        # trouble, when there is some. What was asked to be chosen has been chosen there.
+        free: dict[str, Any] = {"data_root": held.data_root, "on_trouble": held.on_trouble}
+        free |= {name: getattr(held, name) for name in ("precision", "layout") if getattr(recipe, name) == "auto"}
+        if held == dataclasses.replace(recipe, **free):
             return
         mine, theirs = _flat(recipes.to_dict(recipe)), _flat(recipes.to_dict(held))
         different = [

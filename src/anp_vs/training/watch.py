@@ -6,15 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from anp_vs.attacks import frozen
 from anp_vs.errors import RunError
+from anp_vs.networks.latents import recorded
 from anp_vs.pruning.gate import gates
 
 FALL = 20.0
 """Points of validation accuracy under PGD below its best that count as a sharp fall; 10 is common noise."""
 GAP = 30.0
 """Points of robust accuracy on training batches above that; robust overfitting takes many epochs to get there."""
+
+
+class Trouble(RunError):
+    """The numbers of a run have gone wrong; its last good checkpoint is intact."""
 
 
 class Watch:
@@ -26,27 +32,45 @@ class Watch:
 
     def __init__(self) -> None:
         self.collapsed: list[str] = []
+        self.silent: list[str] = []
         self.best = 0.0
         self.overfitted = False
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"collapsed": list(self.collapsed), "best": self.best, "overfitted": self.overfitted}
+        return {
+            "collapsed": list(self.collapsed),
+            "silent": list(self.silent),
+            "best": self.best,
+            "overfitted": self.overfitted,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
         self.collapsed, self.best = list(state["collapsed"]), float(state["best"])
-        self.overfitted = bool(state["overfitted"])
+        self.silent, self.overfitted = list(state["silent"]), bool(state["overfitted"])
 
-    def look(self, network: nn.Module, values: Mapping[str, float]) -> list[str]:
+    def look(self, network: nn.Module, values: Mapping[str, float], images: Tensor | None = None) -> list[str]:
         """What has gone wrong since the last look, in sentences.
 
         Args:
             network: in training.
             values: what is logged after this step: `train_robust_accuracy` and, after an epoch, `robust_accuracy`,
                 in percent.
+            images: clean, N x C x H x W in [0, 1], after an epoch.
         """
-        messages = self._collapse(network)
+        messages = self._new(
+            self.collapsed,
+            [name for name, gate in gates(network).items() if not gate.fixed and gate.collapsed()],
+            "every unit of {} would be pruned; its strongest one is kept. Lower method.beta or gate_lr if this is not wanted",
+        )
+        if images is not None:
+            messages += self._new(
+                self.silent,
+                silent_layers(network, images),
+                "{} has died out: it is 0 for every validation image, so that nothing passes it. Lower lr or attack.eps, or "
+                "lengthen eps_warmup",
+            )
         robust, trained = values.get("robust_accuracy"), values.get("train_robust_accuracy")
         if robust is None or trained is None:
             return messages
@@ -60,27 +84,29 @@ class Watch:
         self.overfitted = fallen
         return messages
 
-    @torch.no_grad()
-    def _collapse(self, network: nn.Module) -> list[str]:
-        found = [name for name, gate in gates(network).items() if not gate.fixed and gate.collapsed()]
-        new = [name for name in found if name not in self.collapsed]
-        self.collapsed += new
-        return [
-            f"every unit of {name} would be pruned; its strongest one is kept. Lower method.beta or gate_lr if this is "
-            f"not wanted"
-            for name in new
-        ]
+    def _new(self, known: list[str], found: list[str], message: str) -> list[str]:
+        """A message about each name that is not yet known."""
+        new = [name for name in found if name not in known]
+        known += new
+        return [message.format(name) for name in new]
+
+
+def silent_layers(network: nn.Module, images: Tensor) -> list[str]:
+    """The latent layers that are 0 everywhere, for all of these images."""
+    with frozen(network), torch.no_grad(), recorded(network) as features:
+        network(images)
+    return [name for name, feature in features.items() if not bool(feature.any())]
 
 
 def check_finite(network: nn.Module, step: int) -> None:
     """Refuse to save a network that is not one any more.
 
     Raises:
-        RunError: a parameter or buffer holds NaN or infinity.
+        Trouble: a parameter or buffer holds NaN or infinity.
     """
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise RunError(
-                f"{name} holds values that are not finite after step {step}. Training stopped without saving them; the "
-                f"last checkpoint is intact. Lower lr or gate_lr, or lengthen eps_warmup."
+            raise Trouble(
+                f"{name} holds values that are not finite after step {step}. They were not saved. "
+                f"Lower lr or gate_lr, or lengthen eps_warmup."
             )
