@@ -147,22 +147,18 @@ def test_an_export_that_computes_something_else_is_removed(
 # -- eight bits -----------------------------------------------------------------------------------------------
 
 
-def test_int8_is_smaller_and_decides_as_the_float_network(network: nn.Module, in_onnx: Path) -> None:
-    """On images within its ranges a network with wide margins decides the same after rounding to eight bits."""
-    path = in_onnx
-    images = images_for(network, 200, torch.float32)
-    small = quantise(path, images[:64])
+def test_int8_is_smaller_and_close_to_the_float_network(tmp_path: Path) -> None:
+    plain = build("lenet5-caffe", 3).eval()
+    path = export(plain, tmp_path / "net", "onnx")
+    images = images_for(plain, 200, torch.float32) * torch.linspace(0.1, 1, 200).view(-1, 1, 1, 1)
+    small = quantise(path, images[::4])
     assert small.name == "net-int8.onnx"
     assert json.loads(small.with_suffix(".json").read_text())["quantised"] == "int8"
-    assert small.stat().st_size < 0.6 * path.stat().st_size
-    run = onnx_logits(small)
+    assert small.stat().st_size < 0.3 * path.stat().st_size
     with torch.no_grad():
-        wanted, found = network(images), run(images)
-    spread = float(wanted.std(0).max())
-    assert float((wanted - found).abs().mean()) < 0.2 * spread
-    assert not torch.equal(wanted, found)
-    types = {t.data_type for t in onnx.load(str(small)).graph.initializer}
-    assert onnx.TensorProto.INT8 in types
+        wanted, found = plain(images), onnx_logits(small)(images)
+    # Ranges are cut into 255 parts, layer after layer: a few parts in a hundred of how far logits spread.
+    assert 0 < float((wanted - found).abs().mean()) < 0.05 * float(wanted.std(0).mean())
 
 
 def test_bad_calibration_is_refused(in_onnx: Path, tmp_path: Path) -> None:

@@ -115,9 +115,15 @@ def _start(recipe: Recipe, root: Path, device: str, quiet: bool) -> dict[str, Te
     place = Path(recipe.start)
     if recipe.start in recipes.RECIPES:
         before = recipes.RECIPES[recipe.start]
-        before = recipes.override(
-            before, {"seed": recipe.seed, "data_root": recipe.data_root, "validation": recipe.validation}
-        )
+        handed_on: dict[str, Any] = {
+            "seed": recipe.seed, "data_root": recipe.data_root, "validation": recipe.validation
+        }  # fmt: skip
+        usual = recipes.RECIPES.get(recipe.name)
+        own = [name for name in ("data", "network", "pictures") if getattr(recipe, name) != getattr(usual, name, None)]
+        if own:  # then what it starts from is trained on the same, in a place of its own
+            handed_on |= {name: getattr(recipe, name) for name in (*own, "batch_size")}
+            handed_on["name"] = f"{recipe.name}-start"
+        before = recipes.override(before, handed_on)
         place = RunDirectory.default(before, root)
         train(before, out=place, device=device, quiet=quiet)
     network = serialization.locate(place / "network.safetensors" if place.is_dir() else place)
