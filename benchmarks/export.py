@@ -77,6 +77,7 @@ def main() -> None:
         "run": recipe.name, "seed": recipe.seed, "network": recipe.network, "images": len(labels),
         "attack": f"PGD-{attack.steps} on the float network, eps {attack.eps}, transferred to every format",
         "threads": torch.get_num_threads(), "formats": lines, **provenance(),
+        "command": f"python benchmarks/export.py runs/{asked.run.name} --data-root DATA --images {len(labels)}",
     }  # fmt: skip
     asked.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(lines, indent=2))
