@@ -118,8 +118,8 @@ def _start(recipe: Recipe, root: Path, device: str, quiet: bool) -> dict[str, Te
         handed_on: dict[str, Any] = {
             "seed": recipe.seed, "data_root": recipe.data_root, "validation": recipe.validation
         }  # fmt: skip
-        usual = recipes.RECIPES.get(recipe.name)
-        own = [name for name in ("data", "network", "pictures") if getattr(recipe, name) != getattr(usual, name, None)]
+        usual = recipes.RECIPES.get(recipe.name, recipe)
+        own = [name for name in ("data", "network", "pictures") if getattr(recipe, name) != getattr(usual, name)]
         if own:  # then what it starts from is trained on the same, in a place of its own
             handed_on |= {name: getattr(recipe, name) for name in (*own, "batch_size")}
             handed_on["name"] = f"{recipe.name}-start"
