@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from anp_vs import attacks, data
+from anp_vs.deploy.export import export
 from anp_vs.errors import AnpVsError, DataError, InputError, RunError
 from anp_vs.evaluation.robustness import evaluate
 from anp_vs.pruning.compact import compact
@@ -24,6 +25,7 @@ __all__ = [
     "compact",
     "data",
     "evaluate",
+    "export",
     "insert_gates",
     "load",
     "save",

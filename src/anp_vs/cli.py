@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import sys
@@ -25,12 +26,14 @@ USAGE = """anp-vs: train image classifiers that resist attacks and are small, an
   anp-vs train RECIPE            train a recipe, or go on where it was stopped
   anp-vs evaluate RUN_OR_MODEL   a row of the tables, and whether the figures can be trusted
   anp-vs compact RUN             take the pruned channels out and save the small network
+  anp-vs export RUN              the small network as safetensors, torch-export or ONNX, also int8
   anp-vs cost RUN_OR_MODEL       parameters, bytes, MACs, memory, latency
   anp-vs report RUNS             one HTML page: tables, verdicts, figures, provenance
   anp-vs reproduce TABLE         all rows of a published table: train, evaluate, report, on this machine or many
   anp-vs recipes                 every recipe with its source
 
-Each command explains itself with --help.
+Each command explains itself with --help. Networks of your own: anp-vs --import MODULE COMMAND ..., where the
+module (looked for in this folder first) calls anp_vs.networks.register.
 """
 
 
@@ -114,6 +117,25 @@ class CompactCommand:
 
 
 @dataclass(frozen=True)
+class ExportCommand:
+    """Write a run's compact network for another runtime, with its card.
+
+    Attributes:
+        run: run directory, saved network, or name of a shipped one.
+        format: safetensors for this package, torch-export for PyTorch alone, onnx for onnxruntime and others.
+        out: the file; RUN/compact with the format's ending by default.
+        int8: also write a quantised copy (onnx only), calibrated on training images of the run.
+        data_root: folder that holds the data set, for int8; the recipe's own by default.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    format: Literal["safetensors", "torch-export", "onnx"] = "onnx"
+    out: Path | None = None
+    int8: bool = False
+    data_root: str | None = None
+
+
+@dataclass(frozen=True)
 class CostCommand:
     """Measure what a network costs, beside the full network it came from.
 
@@ -186,6 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for a user's mistake, 130 when stopped by a signal."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     _speak_plainly()
+    if words and words[0] == "--import":
+        return _with_module(words[1:])
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
@@ -200,6 +224,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # in training it ends the run in order; here there is nothing to save
         Console(stderr=True).print("anp-vs: interrupted.")
         return 130
+
+
+def _with_module(words: list[str]) -> int:
+    """Import a module of the user's, which registers networks, and run the command behind its name."""
+    try:
+        if not words:
+            raise InputError("--import needs the name of a module that registers your networks.")
+        sys.path.insert(0, str(Path.cwd()))
+        importlib.import_module(words[0])
+    except (ImportError, AnpVsError) as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"anp-vs: {error}", markup=False)
+        return 2
+    return main(words[1:])
 
 
 def _speak_plainly() -> None:
@@ -281,6 +318,16 @@ def compact(words: list[str]) -> int:
     saved = serialization.save(small, asked.out or path.with_name("compact.safetensors"))
     before, after = (sum(p.numel() for p in n.parameters()) for n in (network, small))
     print(f"{saved}: {after:,} of {before:,} parameters")
+    return 0
+
+
+def export(words: list[str]) -> int:
+    """anp-vs export RUN."""
+    from anp_vs.deploy.run import export_run
+
+    asked = tyro.cli(ExportCommand, args=words, prog="anp-vs export")
+    for path in export_run(asked.run, asked.format, asked.out, int8=asked.int8, data_root=asked.data_root):
+        print(f"{path}: {path.stat().st_size:,} bytes; its card: {path.with_suffix('.json')}")
     return 0
 
 
@@ -366,6 +413,6 @@ def demo(words: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "demo": demo, "train": train, "evaluate": evaluate, "compact": compact, "cost": cost, "report": report,
-    "reproduce": reproduce, "recipes": list_recipes,
+    "demo": demo, "train": train, "evaluate": evaluate, "compact": compact, "export": export, "cost": cost,
+    "report": report, "reproduce": reproduce, "recipes": list_recipes,
 }  # fmt: skip

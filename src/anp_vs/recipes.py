@@ -271,11 +271,20 @@ def override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 
 def prerequisite(recipe: Recipe) -> Recipe | None:
-    """The recipe whose trained weights this one starts with: same seed, same images; None without one."""
+    """The recipe whose trained weights this one starts with: same seed, same images; None without one.
+
+    When this recipe's data, network or pictures were changed, the other is trained on the same, under a name of
+    its own.
+    """
     if recipe.start not in RECIPES:
         return None
-    same = {"seed": recipe.seed, "data_root": recipe.data_root, "validation": recipe.validation}
-    return override(RECIPES[recipe.start], same)
+    handed_on: dict[str, Any] = {"seed": recipe.seed, "data_root": recipe.data_root, "validation": recipe.validation}
+    usual = RECIPES.get(recipe.name, recipe)
+    own = [name for name in ("data", "network", "pictures") if getattr(recipe, name) != getattr(usual, name)]
+    if own:
+        handed_on |= {name: getattr(recipe, name) for name in (*own, "batch_size")}
+        handed_on["name"] = f"{recipe.name}-start"
+    return override(RECIPES[recipe.start], handed_on)
 
 
 def dump(recipe: Recipe) -> str:

@@ -59,22 +59,8 @@ def save(network: nn.Module, path: str | Path, **facts: Any) -> Path:
     path = Path(path)
     path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    kept = card_of(network)
     content = save_tensors(_unshared(state))
-    bayesian = list(bayesian_layers(network).values())
-    card = {
-        **kept,
-        **facts,
-        "format": CARD_FORMAT,
-        "architecture": architecture(network),
-        "logits": _logits(network, state),
-        "input_shape": list(shape) if (shape := getattr(network, "input_shape", None)) else None,
-        "original_units": {name: gate.original_units for name, gate in gates(network).items()},
-        **({"prior_sigma": bayesian[0].prior_sigma} if bayesian else {}),
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "versions": versions(),
-    }
+    card = {**card_for(network, **facts), "sha256": hashlib.sha256(content).hexdigest()}
     try:
         text = json.dumps(card, indent=2)
     except TypeError as error:
@@ -86,6 +72,23 @@ def save(network: nn.Module, path: str | Path, **facts: Any) -> Path:
     write_atomically(path, content)
     write_atomically(path.with_suffix(".json"), text.encode())
     return path
+
+
+def card_for(network: nn.Module, **facts: Any) -> dict[str, Any]:
+    """The card to save a network with: what it was loaded with, the given facts, and what it is now."""
+    bayesian = list(bayesian_layers(network).values())
+    return {
+        **card_of(network),
+        **facts,
+        "format": CARD_FORMAT,
+        "architecture": architecture(network),
+        "logits": _logits(network),
+        "input_shape": list(shape) if (shape := getattr(network, "input_shape", None)) else None,
+        "original_units": {name: gate.original_units for name, gate in gates(network).items()},
+        **({"prior_sigma": bayesian[0].prior_sigma} if bayesian else {}),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "versions": versions(),
+    }
 
 
 def card_of(network: nn.Module) -> dict[str, Any]:
@@ -104,9 +107,9 @@ def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _logits(network: nn.Module, state: dict[str, Tensor]) -> int | None:
+def _logits(network: nn.Module) -> int | None:
     """Number of logits: rows of the last dense or convolution weight."""
-    weights = [v for n, v in state.items() if n.endswith("weight") and v.dim() > 1]
+    weights = [v for n, v in network.state_dict().items() if n.endswith("weight") and v.dim() > 1]
     return int(weights[-1].shape[0]) if weights else None
 
 

@@ -59,6 +59,15 @@ def test_the_centre_is_resized(size: int, shape: tuple[int, int]) -> None:
     assert torch.equal(turned[0].T, image[0])
 
 
+def test_resize_and_crop_at_the_pictures_own_size_is_the_centre_alone() -> None:
+    pixels = noise(30, 40)
+    centre = torch.from_numpy(pixels[3:27, 8:32]).permute(2, 0, 1)
+    assert torch.equal(decode(pixels, "a", PictureOptions(size=24, resize=30)), centre)
+    for wrong in (23, 4097, 30.0, True):
+        with pytest.raises(InputError, match=r"resize is .*24.*4096"):
+            PictureOptions(size=24, resize=wrong)  # type: ignore[arg-type]
+
+
 def test_a_large_jpeg_keeps_its_colours_and_places() -> None:
     picture = Image.new("RGB", (900, 600), pictures.COLOURS["red"])
     picture.paste(pictures.COLOURS["blue"], (450, 0, 900, 600))

@@ -24,8 +24,9 @@ class PictureOptions:
     """How pictures become images.
 
     Attributes:
-        size: Side of the square images, in pixels, 1..4096: the shorter side of a picture is resized to it,
-            the longer one cropped about the centre.
+        size: Side of the square images, in pixels, 1..4096, cropped about the centre.
+        resize: What the shorter side of a picture is resized to before the crop, size..4096, such as 256 for
+            a size of 224; None: the size, so that only the longer side is cropped.
         colour: "rgb" for 3 channels, "grey" for 1.
         damaged: What to do with pictures that cannot be decoded or are too large: "refuse" the data set,
             naming them, or "skip" them with a warning that names them.
@@ -38,6 +39,7 @@ class PictureOptions:
     """
 
     size: int = 32
+    resize: int | None = None
     colour: Literal["rgb", "grey"] = "rgb"
     damaged: Literal["refuse", "skip"] = "refuse"
     largest: int = 1 << 26
@@ -48,6 +50,10 @@ class PictureOptions:
             value = getattr(self, name)
             if not is_whole(value) or not low <= value <= high:
                 raise InputError(f"{name} is {value!r}; give a whole number from {low} to {high}.")
+        if self.resize is not None and (not is_whole(self.resize) or not self.size <= self.resize <= 4096):
+            raise InputError(
+                f"resize is {self.resize!r}; give a whole number from size ({self.size}) to 4096, or None."
+            )
         for name, choices in (("colour", ("rgb", "grey")), ("damaged", ("refuse", "skip"))):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
@@ -61,8 +67,8 @@ class PictureOptions:
 def decode(source: object, name: str, options: PictureOptions) -> Tensor:
     """Decode one picture.
 
-    The largest centred square is resized to `size` x `size` with an antialiased bilinear filter, which is to
-    resize the shorter side and crop the longer. EXIF orientation is applied; transparency is dropped; of an
+    A centred square is resized to `size` x `size` with an antialiased bilinear filter: the largest one, which is
+    to resize the shorter side and crop the longer, or with `resize` one smaller by size / resize. EXIF orientation is applied; transparency is dropped; of an
     animation the first frame is taken.
 
     Args:
@@ -112,14 +118,14 @@ def _opened(source: object) -> Image.Image:
 
 def _square(picture: Image.Image, options: PictureOptions) -> Tensor:
     mode = "RGB" if options.colour == "rgb" else "L"
-    side = min(picture.size)
+    side = max(1.0, min(picture.size) * options.size / (options.resize or options.size))
     # A JPEG can be decoded at a half, quarter or eighth of its size, which is faster; keep twice the size.
-    picture.draft(mode, (2 * options.size * picture.width // side, 2 * options.size * picture.height // side))
+    picture.draft(mode, (int(2 * options.size * picture.width / side), int(2 * options.size * picture.height / side)))
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):  # 16-bit grey, which Pillow would clip to 255
         picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
     picture = picture.convert(mode)
-    side = min(picture.size)
+    side = min(picture.size) * options.size / (options.resize or options.size)
     left, top = (picture.width - side) / 2, (picture.height - side) / 2
     box = (left, top, left + side, top + side)
     wanted = (options.size, options.size)

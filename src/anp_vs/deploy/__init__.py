@@ -1,0 +1,1 @@
+"""Networks leave: exported for other runtimes, quantised, published."""
