@@ -1,0 +1,43 @@
+"""Make a run's compact network part of the package, with what was measured in its card.
+
+    python benchmarks/ship.py RUN TABLE/NAME        # such as runs/mnist-cpu/anp-vs/seed0 mnist/anp-vs
+
+Every figure in the card is the run's evaluation; `anp_vs.load("TABLE/NAME")` then gives the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from anp_vs import serialization
+
+SHIPPED = Path(__file__).resolve().parent.parent / "src" / "anp_vs" / "shipped"
+KEPT = ("classes", "data", "threat_model", "recipe", "seed", "train_seconds", "sparsity_percent")
+MEASURED = (
+    "clean_accuracy", "white_box_accuracy", "white_box_accuracy_strongest", "black_box_accuracy", "autoattack_accuracy",
+    "autoattack_images", "white_box_vulnerability", "black_box_vulnerability", "parameters", "macs", "flops_reduction",
+    "images", "norm", "eps", "step", "steps", "restarts", "commit", "hardware", "versions",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Parse and do."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    asked = parser.parse_args()
+    network = serialization.load(asked.run / "compact.safetensors")
+    card = serialization.card_of(network)
+    facts = {name: card[name] for name in KEPT if name in card}
+    facts["recipe"] |= {"data_root": None}
+    row = json.loads((asked.run / "evaluation.json").read_text())
+    facts["measured"] = {name: row[name] for name in MEASURED if row.get(name) is not None}
+    target = SHIPPED / f"{asked.name}.safetensors"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    print(serialization.save(network, target, **facts))
+
+
+if __name__ == "__main__":
+    main()
