@@ -29,7 +29,7 @@ def collect(runs: list[Path]) -> None:
     """Add evaluated runs to the results."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     for run in runs:
-        for file in sorted(run.glob("evaluation*.json")):
+        for file in sorted(set(run.glob("evaluation*.json")) - set(run.glob("evaluation*-images.json"))):
             new = json.loads(file.read_text())
             # Where the data lay on that machine is nobody's business and changes nothing.
             new["recipe_values"]["data_root"] = None
