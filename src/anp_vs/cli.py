@@ -22,7 +22,7 @@ from anp_vs.recipes import Recipe
 
 USAGE = """anp-vs: train image classifiers that resist attacks and are small, and measure both honestly.
 
-  anp-vs demo                    two minutes: handwritten digits, ANP-VS beside AT, no download
+  anp-vs demo                    about three minutes: handwritten digits, ANP-VS beside AT, no download
   anp-vs train RECIPE            train a recipe, or go on where it was stopped
   anp-vs evaluate RUN_OR_MODEL   a row of the tables, and whether the figures can be trusted
   anp-vs compact RUN             take the pruned channels out and save the small network

@@ -170,7 +170,7 @@ def test_images_that_a_network_is_not_made_for_are_refused() -> None:
     network, images, labels = problem("inf")
     with pytest.raises(InputError, match=r"does not accept torch.float32 images of shape \(40, 1, 5, 6\)"):
         pgd(network, images[:, :, 1:], labels, eps=0.1, step=0.1, steps=1)
-    with pytest.raises(InputError, match="does not accept torch.float64 images"):
+    with pytest.raises(InputError, match=r"does not accept torch\.float64 images"):
         pgd(nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), images.double(), labels, eps=0.1, step=0.1, steps=1)
 
 
