@@ -103,7 +103,13 @@ def test_help_on_a_recipe_names_every_field_and_what_it_is_now(anp_vs: Any) -> N
     assert "radius in units of [0, 1] pixels" in text
 
 
-@pytest.mark.parametrize("command", ["evaluate", "compact", "cost"])
+def test_a_long_recipe_s_name_and_its_source_stay_apart(anp_vs: Any) -> None:
+    lines = anp_vs("recipes").out.splitlines()
+    listed = dict(re.split(r" {2,}", line.strip(), maxsplit=1) for line in lines if line.startswith("    "))
+    assert listed == {name: recipe.method.source for name, recipe in RECIPES.items()}
+
+
+@pytest.mark.parametrize("command", ["demo", "evaluate", "compact", "export", "cost", "report", "reproduce", "recipes"])
 def test_the_other_commands_explain_themselves(command: str, anp_vs: Any) -> None:
     ran = anp_vs(command, "--help")
     assert ran.status == 0
@@ -134,6 +140,11 @@ def test_the_other_commands_explain_themselves(command: str, anp_vs: Any) -> Non
         ("evaluate .", "no recipe.yaml|not a run"),
         ("evaluate", "RUN_OR_MODEL"),
         ("evaluate no_such:thing --data digits --eps 0.1", "'no_such' cannot be imported"),
+        # Between two colons stands a name here, and not one of an emoji.
+        ("evaluate no_such:factory --data digits --eps 0.1", "no_such:factory: 'no_such' cannot be imported"),
+        ("demo --nonsense", "Unrecognized options: --nonsense"),
+        ("reproduce mnist --retries -1", "retries is -1; give 0 or more"),
+        ("reproduce mnist --cpus 0", "cpus is 0"),
         ("evaluate torch.nn:Identity --data digits", "Give the radius .--eps."),
         ("evaluate torch.nn:Identity --eps 0.1", "Give the data set .--data."),
         ("evaluate torch.nn:Flatten --data digits --eps 0.1", "784 outputs and the data 10 classes"),
@@ -178,7 +189,9 @@ def test_a_directory_of_another_recipe_and_one_in_use(anp_vs: Any) -> None:
     Path("mine.yaml").write_text(recipes.dump(recipe()))
     assert anp_vs("train", "mine.yaml", "--out", "here", "--quiet").status == 0
     paragraph(
-        anp_vs("train", "mine.yaml", "--out", "here", "--lr", "0.5"), r"another recipe: lr \(0.003 there, 0.5 asked\)"
+        anp_vs("train", "mine.yaml", "--out", "here", "--lr", "0.5"),
+        # What the run settled by itself (precision, layout) is no difference and is not named.
+        r"another recipe: lr \(0.003 there, 0.5 asked\)\. Choose",
     )
     with run.RunDirectory(Path("here")):
         paragraph(anp_vs("train", "here"), "in use by another process")

@@ -22,7 +22,7 @@ from anp_vs.recipes import Recipe
 
 USAGE = """anp-vs: train image classifiers that resist attacks and are small, and measure both honestly.
 
-  anp-vs demo                    two minutes: handwritten digits, ANP-VS beside AT, no download
+  anp-vs demo                    about three minutes: handwritten digits, ANP-VS beside AT, no download
   anp-vs train RECIPE            train a recipe, or go on where it was stopped
   anp-vs evaluate RUN_OR_MODEL   a row of the tables, and whether the figures can be trusted
   anp-vs compact RUN             take the pruned channels out and save the small network
@@ -35,6 +35,22 @@ USAGE = """anp-vs: train image classifiers that resist attacks and are small, an
 Each command explains itself with --help. Networks of your own: anp-vs --import MODULE COMMAND ..., where the
 module (looked for in this folder first) calls anp_vs.networks.register.
 """
+
+
+@dataclass(frozen=True)
+class DemoCommand:
+    """Train AT and ANP-VS on scikit-learn's handwritten digits, without a download, and print their rows.
+
+    Attributes:
+        out: folder of the run directories; run again to go on where it was stopped.
+    """
+
+    out: Annotated[Path, tyro.conf.Positional] = Path("runs")
+
+
+@dataclass(frozen=True)
+class RecipesCommand:
+    """List every recipe with its source. What a recipe's fields mean: anp-vs train RECIPE --help."""
 
 
 @dataclass(frozen=True)
@@ -219,10 +235,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"There is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}.")
         return command(words[1:])
     except AnpVsError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"anp-vs: {error}", markup=False)
+        Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"anp-vs: {error}", markup=False)
         return 130 if type(error).__name__ == "Stopped" else 2
     except KeyboardInterrupt:  # in training it ends the run in order; here there is nothing to save
-        Console(stderr=True).print("anp-vs: interrupted.")
+        Console(stderr=True, emoji=False).print("anp-vs: interrupted.")
         return 130
 
 
@@ -234,14 +250,14 @@ def _with_module(words: list[str]) -> int:
         sys.path.insert(0, str(Path.cwd()))
         importlib.import_module(words[0])
     except (ImportError, AnpVsError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"anp-vs: {error}", markup=False)
+        Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"anp-vs: {error}", markup=False)
         return 2
     return main(words[1:])
 
 
 def _speak_plainly() -> None:
     """Warnings and log records as plain lines."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
     handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False, markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     warnings.showwarning = lambda message, *_, **__: console.print(f"anp-vs: {message}", markup=False)
@@ -354,7 +370,7 @@ def report(words: list[str]) -> int:
 
     asked = tyro.cli(ReportCommand, args=words, prog="anp-vs report")
     if asked.figures:
-        say = Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print
+        say = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, markup=False).print
         left_out = measure_missing(
             find_runs(asked.runs), images=asked.images, seconds=asked.seconds, data_root=asked.data_root, tell=say,
         )  # fmt: skip
@@ -379,7 +395,7 @@ def reproduce(words: list[str]) -> int:
         data_root=asked.data_root, autoattack=asked.autoattack,
     )  # fmt: skip
     if asked.dry:
-        Console(highlight=False).print(Overview(jobs).table())
+        Console(highlight=False, emoji=False).print(Overview(jobs).table())
         return 0
     overview = table.reproduce(
         jobs, cluster=asked.cluster, retries=asked.retries, cpus=asked.cpus, gpus=asked.gpus, data_root=asked.data_root,
@@ -396,12 +412,13 @@ def reproduce(words: list[str]) -> int:
 
 def list_recipes(words: list[str]) -> int:
     """anp-vs recipes."""
+    tyro.cli(RecipesCommand, args=words, prog="anp-vs recipes")
     for table in dict.fromkeys(name.split("/")[0] for name in recipes.RECIPES):
         rows = [recipe for name, recipe in recipes.RECIPES.items() if name.split("/")[0] == table]
-        first = rows[0]
+        first, width = rows[0], max(26, *(len(recipe.name) for recipe in rows))
         print(f"{table}: {first.data}, {first.network}, {first.epochs} epochs. {first.source}.")
         for recipe in rows:
-            print(f"    {recipe.name:<28}{recipe.method.source}")
+            print(f"    {recipe.name:<{width}}  {recipe.method.source}")
     return 0
 
 
@@ -409,7 +426,7 @@ def demo(words: list[str]) -> int:
     """anp-vs demo."""
     from anp_vs.demo import run
 
-    return run(Path(words[0]) if words else Path("runs"))
+    return run(tyro.cli(DemoCommand, args=words, prog="anp-vs demo").out)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -28,7 +28,7 @@ def run(root: Path) -> int:
         The exit status.
     """
     began = time.monotonic()
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
     console.print(
         "1,797 handwritten digits of scikit-learn, LeNet-5-Caffe, attack eps 0.1; every figure on the test set."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 import reprlib
 from collections.abc import Mapping
@@ -233,7 +234,10 @@ def from_dict(values: Mapping[str, Any], where: str = "The recipe") -> Recipe:
         InputError: naming the field, its value and what is accepted.
     """
     if not isinstance(values, Mapping):
-        raise InputError(f"{where} is not a mapping of fields to values but {type(values).__name__}.")
+        raise InputError(
+            f"{where} is not a mapping of fields to values but {type(values).__name__}. Compare it with a run's "
+            f"recipe.yaml."
+        )
     plain = dict(values)
     method = plain.get("method")
     if not isinstance(method, Mapping) or str(method.get("name")) not in METHODS:
@@ -337,8 +341,10 @@ def find(recipe: str | Path | Recipe) -> Recipe:
         return load(path / "recipe.yaml")
     if path.is_file():
         return load(path)
+    near = difflib.get_close_matches(str(recipe), RECIPES, 5) or ["digits/anp-vs", "mnist-cpu/anp-vs"]
     raise InputError(
-        f"There is no recipe, run directory or YAML file {str(recipe)!r}. Recipes: {', '.join(sorted(RECIPES))}."
+        f"There is no recipe, run directory or YAML file {str(recipe)!r}. Recipes are such as {', '.join(near)}; "
+        f"all of them: anp-vs recipes."
     )
 
 

@@ -154,6 +154,7 @@ def test_precision_of_the_network_does_not_coarsen_the_images() -> None:
         ({"steps": 0}, "steps"),
         ({"norm": "3"}, "norm"),
         ({"restarts": 0}, "restarts"),
+        ({"steps": 1.5}, "steps is 1.5; it must be a whole number"),
         ({"draws": 0}, "draws"),
         ({"loss": "nonsense"}, "nonsense"),
     ],
@@ -163,6 +164,14 @@ def test_arguments_outside_their_range_are_refused(change: dict[str, object], me
     arguments = {"eps": 0.1, "step": 0.1, "steps": 1} | change
     with pytest.raises(InputError, match=message):
         pgd(network, images, labels, **arguments)  # type: ignore[arg-type]
+
+
+def test_images_that_a_network_is_not_made_for_are_refused() -> None:
+    network, images, labels = problem("inf")
+    with pytest.raises(InputError, match=r"does not accept torch.float32 images of shape \(40, 1, 5, 6\)"):
+        pgd(network, images[:, :, 1:], labels, eps=0.1, step=0.1, steps=1)
+    with pytest.raises(InputError, match=r"does not accept torch\.float64 images"):
+        pgd(nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), images.double(), labels, eps=0.1, step=0.1, steps=1)
 
 
 def test_networks_whose_answer_is_no_use_are_refused() -> None:

@@ -286,6 +286,17 @@ def test_an_average_survives_units_leaving_in_any_order() -> None:
     assert training.network.gate3.index is None
 
 
+def test_a_gate_that_would_close_its_layer_keeps_one_unit_and_is_named() -> None:
+    training = trainer("anp-vs", **LENET, remove_after=0, decide_at=0.01)
+    with torch.no_grad():
+        gates(training.network)["gate2"].a_uc.fill_(-12.0)
+    said = ""
+    while not training.decided:
+        said = training.advance().message or ""
+    assert "every unit of gate2 would be pruned, the strongest was kept" in said
+    assert gates(training.network)["gate2"].units == 1
+
+
 # -- numbers that go wrong ------------------------------------------------------------------------------------
 
 

@@ -72,13 +72,15 @@ def _check_labels(images: Tensor, labels: object, classes: int | None) -> None:
 
 
 def check_budget(eps: float, norm: str, step: float | None = None, steps: int | None = None) -> None:
-    """Refuse (InputError) a bad `eps`, an unknown `norm`, `step` <= 0, `steps` < 1, and inference mode."""
+    """Refuse (InputError) a bad `eps`, an unknown `norm`, `step` <= 0, `steps` no int >= 1, and inference mode."""
     if norm not in get_args(Norm):
         raise InputError(f"norm is {norm!r}; it must be one of 'inf', '2', '1'. Write it as a string.")
     if not 0.0 <= eps < float("inf"):
         raise InputError(f"eps is {eps}; it must be finite and >= 0, in units of [0, 1] pixels, such as 8/255.")
     if step is not None and not 0.0 < step < float("inf"):
         raise InputError(f"step is {step}; it must be finite and > 0, in units of [0, 1] pixels. Try eps/4.")
+    if steps is not None and not isinstance(steps, int):
+        raise InputError(f"steps is {steps!r}; it must be a whole number of at least 1, such as 40.")
     if steps is not None and steps < 1:
         raise InputError(f"steps is {steps}; it must be at least 1. Evaluate without an attack for clean accuracy.")
     if torch.is_inference_mode_enabled():

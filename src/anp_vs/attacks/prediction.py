@@ -65,16 +65,27 @@ def checked(network: Network, labels: Tensor) -> Network:
     """`network`, whose first answer is checked against `labels` (N); later ones cost nothing.
 
     Raises:
-        InputError: when called: see `check_logits`.
+        InputError: when called: the network does not accept the images, or see `check_logits`.
     """
     done = False
 
     def call(images: Tensor) -> Tensor:
         nonlocal done
-        logits = network(images)
-        if not done:
-            check_logits(logits, labels)
-            done = True
+        if done:
+            return network(images)
+        try:
+            logits = network(images)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            shape = getattr(network, "input_shape", None)
+            made_for = f"; it is made for {tuple(shape)}" if shape else ""
+            raise InputError(
+                f"the network does not accept {images.dtype} images of shape {tuple(images.shape)}{made_for} ({error}). "
+                "Pass images of the size, precision and device that it is made for."
+            ) from error
+        check_logits(logits, labels)
+        done = True
         return logits
 
     return call

@@ -155,7 +155,7 @@ def _download(file: File, addresses: list[str], into: Path, folder: Path) -> Pat
             return target
     raise DataError(
         f"{file.name} is not in {folder} and could not be downloaded; tried {', then '.join(failures)}. "
-        "Check the network, or fetch the file elsewhere and name the folder that holds it by --data-root."
+        "Check the network, or fetch the file elsewhere and put it there; another folder is named by --data-root."
     )
 
 

@@ -22,7 +22,7 @@ def stage(name: str, total: int, *, show: bool = True) -> Iterator[Step]:
         total: what there is to do.
         show: whether anything is written, to the standard error stream.
     """
-    console = Console(file=sys.stderr, highlight=False)
+    console = Console(file=sys.stderr, highlight=False, emoji=False)
     live = show and console.is_terminal
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=24),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -94,6 +95,8 @@ CHOICES = {
     "vulnerability_type": ("expected", "max"),
 }
 TYPES = {field.name: str(field.type).removesuffix(" | None") for field in fields(Flags) if field.name != "given"}
+DESCRIPTIONS = dict(re.findall(r"^ {8}(\w+): (.+)$", Flags.__doc__ or "", re.MULTILINE))
+"""What each flag means, by name: its line above."""
 TRUTHS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 

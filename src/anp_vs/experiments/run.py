@@ -18,7 +18,7 @@ from rich.console import Console
 
 from anp_vs import recipes
 from anp_vs.errors import AnpVsError, InputError, RunError
-from anp_vs.experiments.flags import TYPES, Flags, parse
+from anp_vs.experiments.flags import DESCRIPTIONS, TYPES, Flags, parse
 from anp_vs.pruning.gate import THRESHOLD
 from anp_vs.recipes import Recipe
 from anp_vs.training.run_directory import RunDirectory
@@ -210,13 +210,15 @@ def differences(recipe: Recipe, base: Recipe) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Translate, say so, and run; returns the exit status: 0, 2 for a user's mistake, 130 when stopped."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
     if any(word in ("-h", "--help") for word in words):
         console.print(
             "python -m anp_vs.experiments.run --flag value ...: the released code's command lines.", markup=False
         )
         for name, kind in TYPES.items():
-            console.print(f"  --{name} {kind}, {getattr(Flags(), name)!r} unless given", markup=False)
+            meaning = DESCRIPTIONS[name].removesuffix(".")
+            console.print(f"  --{name} {kind}, {getattr(Flags(), name)!r} unless given: {meaning}.", markup=False)
+        console.print("Everything else, such as where the data lie, is an option of anp-vs: see anp-vs --help.")
         return 0
     try:
         flags = parse(words)
@@ -238,8 +240,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             beside_published([evaluate_run(found.path, sources=[found.black_box] if found.black_box else [])])
         )
     except AnpVsError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"anp-vs: {error}", markup=False)
+        Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"anp-vs: {error}", markup=False)
         return 130 if type(error).__name__ == "Stopped" else 2
+    except KeyboardInterrupt:  # in training it ends the run in order; here there is nothing to save
+        Console(stderr=True, emoji=False).print("anp-vs: interrupted.")
+        return 130
     return 0
 
 

@@ -34,7 +34,7 @@ class Overview:
         self.notes: dict[str, str] = {}
         self._since: dict[str, tuple[float, float]] = {}
         self._lock = threading.RLock()
-        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, markup=False)
+        self.console = Console(file=sys.stderr, highlight=False, emoji=False, soft_wrap=True, markup=False)
         self._live = Live(get_renderable=self.table, console=self.console, refresh_per_second=0.5, transient=False)
 
     def __enter__(self) -> Overview:

@@ -340,11 +340,13 @@ class Trainer:
             self.dead_for[name] = torch.where(units, 0, self.dead_for[name] + 1)
         reached = recipe.target_sparsity is not None and sparsity_percent(self.network) >= recipe.target_sparsity
         if reached or (recipe.decide_at < 1 and self.progress >= recipe.decide_at):
+            closed = [name for name, gate in found.items() if gate.collapsed()]
             removed = self.remove({name: ~units for name, units in alive.items()})
             open_gates(self.network)
             self.weights_optimiser, self.average = self._fresh_optimiser(), None
             self._fix_gates()
-            return f"gates fixed at {sparsity_percent(self.network):.1f} % sparsity; {removed} units left the network"
+            kept = f"; every unit of {', '.join(closed)} would be pruned, the strongest was kept" if closed else ""
+            return f"gates fixed at {sparsity_percent(self.network):.1f} % sparsity; {removed} units left the network{kept}"
         if recipe.remove_after and self.step % max(1, recipe.remove_after // 4) == 0:
             dead = {name: count >= recipe.remove_after for name, count in self.dead_for.items()}
             if any(bool(d.any()) for d in dead.values()) and (removed := self.remove(dead)):

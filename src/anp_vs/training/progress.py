@@ -24,7 +24,7 @@ class Display:
 
     def __init__(self, recipe: Recipe, trainer: Trainer, *, quiet: bool = False) -> None:
         self.recipe, self.trainer, self.quiet = recipe, trainer, quiet
-        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self.console = Console(file=sys.stderr, highlight=False, emoji=False, soft_wrap=True, markup=False)
         self.live = self.console.is_terminal and not quiet
         self.values: dict[str, Any] = {}
         self.progress = Progress(

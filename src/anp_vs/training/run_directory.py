@@ -117,7 +117,8 @@ class RunDirectory:
         # trouble, when there is some. What was asked to be chosen has been chosen there.
         free: dict[str, Any] = {"data_root": held.data_root, "on_trouble": held.on_trouble}
         free |= {name: getattr(held, name) for name in ("precision", "layout") if getattr(recipe, name) == "auto"}
-        if held == dataclasses.replace(recipe, **free):
+        recipe = dataclasses.replace(recipe, **free)
+        if held == recipe:
             return
         mine, theirs = _flat(recipes.to_dict(recipe)), _flat(recipes.to_dict(held))
         different = [
