@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import util
+from importlib import import_module, util
 from typing import Any
 
 from anp_vs.errors import InputError
@@ -41,14 +41,13 @@ def work_on_cluster(
     """
     if util.find_spec("ray") is None:
         raise InputError("--cluster needs Ray, which is not installed: pip install 'anp-vs[cluster]'.")
-    import ray
-
+    ray: Any = import_module("ray")
     running: dict[Any, Job] = {}
     ours = not ray.is_initialized()
     if ours:
         ray.init(log_to_driver=False, include_dashboard=False)
     try:
-        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        total: dict[str, float] = ray.cluster_resources()
         if cpus > total.get("CPU", 0) or gpus > total.get("GPU", 0):
             raise InputError(
                 f"A job asks for {cpus} CPU cores and {gpus:g} GPUs; the cluster has {total.get('CPU', 0):g} and "
