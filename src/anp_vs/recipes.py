@@ -31,6 +31,7 @@ from anp_vs.methods import (
     Standard,
 )
 from anp_vs.networks import NETWORKS
+from anp_vs.storage import read_text
 
 LARGEST = 1_000_000
 """Largest count (epochs, steps, ...) a recipe may hold: more is a slip of the pen."""
@@ -303,11 +304,7 @@ def load(path: Path) -> Recipe:
         InputError: the file is missing, is not YAML, or holds something else than a recipe.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
-        if len(content) > LARGEST_FILE:
-            raise ValueError(f"it is larger than {LARGEST_FILE:,} bytes")
-        values = yaml.safe_load(content.decode("utf-8"))
+        values = yaml.safe_load(read_text(path, LARGEST_FILE))
     # PyYAML lets lookups fail on tags with odd values, `!!int ""` or `!!bool x`.
     except (
         OSError,

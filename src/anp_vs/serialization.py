@@ -24,7 +24,7 @@ from anp_vs.pruning.compact import example_for, resize
 from anp_vs.pruning.gate import gates
 from anp_vs.pruning.insertion import insert_gates
 from anp_vs.recipes import shown
-from anp_vs.storage import write_atomically
+from anp_vs.storage import read_text, write_atomically
 
 CARD_FORMAT = 1
 LARGEST_CARD = 10_000_000
@@ -157,11 +157,7 @@ def read_card(path: Path) -> dict[str, Any]:
     """
     card_path = path.with_suffix(".json")
     try:
-        with card_path.open("rb") as file:
-            content = file.read(LARGEST_CARD + 1)
-        if len(content) > LARGEST_CARD:
-            raise ValueError(f"it is larger than {LARGEST_CARD:,} bytes")
-        card = json.loads(content.decode("utf-8"))
+        card = json.loads(read_text(card_path, LARGEST_CARD))
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(
             f"The card {card_path} cannot be read: {error}. Copy it together with its .safetensors file."

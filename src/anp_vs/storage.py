@@ -54,6 +54,20 @@ def write_atomically(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def read_text(path: Path, most: int) -> str:
+    """The text of a file that is small if it is what it says.
+
+    Raises:
+        ValueError: it is larger than `most` bytes, of which no more are read, or not UTF-8.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it is larger than {most:,} bytes")
+    return content.decode("utf-8")
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in this folder survive a power cut, where the file system can promise that."""
     with contextlib.suppress(OSError):

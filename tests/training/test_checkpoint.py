@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from anp_vs.errors import RunError
-from anp_vs.storage import LENGTH_BYTES, MAGIC, pack, temporary_for, unpack, write_atomically
+from anp_vs.storage import LENGTH_BYTES, MAGIC, pack, read_text, temporary_for, unpack, write_atomically
 from anp_vs.training.checkpoint import previous_of, read, read_latest, save
 from training.tiny import equal
 
@@ -337,3 +337,11 @@ def test_an_optimiser_goes_on_from_its_saved_state(tmp_path: Path) -> None:
         again = kind([torch.nn.Parameter(torch.ones(3))], lr=0.5)
         again.load_state_dict(read(tmp_path / "c.state"))
         equal(again.state_dict(), optimiser.state_dict())
+
+
+def test_a_small_file_that_is_huge_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with path.open("wb") as file:
+        file.truncate(10**12)  # sparse: it takes no room, but reading it whole would take all memory
+    with pytest.raises(ValueError, match="larger than 1,000 bytes"):
+        read_text(path, 1000)

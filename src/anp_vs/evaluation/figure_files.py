@@ -11,7 +11,7 @@ from typing import Any
 from anp_vs import serialization
 from anp_vs.errors import RunError
 from anp_vs.provenance import provenance
-from anp_vs.storage import write_atomically
+from anp_vs.storage import read_text, write_atomically
 from anp_vs.training.run_directory import RunDirectory
 
 DIAGNOSIS = "diagnosis"
@@ -74,6 +74,10 @@ def diagnosis_of(run: Path) -> dict[str, Any] | None:
     return found | origin | {"asked": found["images"]}
 
 
+LARGEST = 100_000_000
+"""Bytes of the largest file of figures that is read; real ones have some hundred thousand."""
+
+
 def read_object(path: Path) -> dict[str, Any] | None:
     """A JSON file that holds an object; None when there is no such file.
 
@@ -83,7 +87,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path, LARGEST))
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}); delete it and measure again.") from error
     if not isinstance(values, dict):

@@ -16,10 +16,12 @@ from typing import Any
 from anp_vs import recipes
 from anp_vs.errors import InputError, RunError
 from anp_vs.recipes import Recipe
-from anp_vs.storage import write_atomically
+from anp_vs.storage import read_text, write_atomically
 from anp_vs.training import checkpoint
 
 ROOT = Path("runs")
+LARGEST_METRICS = 1_000_000_000
+"""Bytes of the largest metrics file that is read; 200 epochs leave five million."""
 
 
 class RunDirectory:
@@ -237,7 +239,7 @@ class MetricsLog:
         if not path.exists():
             return []
         try:
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+            lines = [json.loads(line) for line in read_text(path, LARGEST_METRICS).split("\n")[:-1]]
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(
                 f"The metrics {path} cannot be read: {error}. Bring back a copy, or move the file away."
