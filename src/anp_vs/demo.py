@@ -49,6 +49,7 @@ def run(root: Path) -> int:
     console.print(
         f"\nThe compact ANP-VS network has {left:,} of {full:,} parameters; its logits differ from the gated network's by "
         f"at most {difference:.1e}.\nRun directory: {path}\nIts row: {path}/evaluation.json   its network: "
-        f"{path}/compact.safetensors\n{time.monotonic() - began:.0f} seconds."
+        f"{path}/compact.safetensors\nPictures of what is inside: anp-vs report {path.parent.parent} --figures --out report.html\n"
+        f"{time.monotonic() - began:.0f} seconds."
     )
     return 0
