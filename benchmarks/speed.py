@@ -338,12 +338,13 @@ def draw(results: dict[str, Any], path: Path) -> None:
         value = results[key]
         whiskers = [[value["ratio"] - value["low"]], [value["high"] - value["ratio"]]]
         axes.barh(place, value["ratio"], xerr=whiskers, color="#4477aa", height=0.6, error_kw={"capsize": 3})
-        axes.text(value["high"] * 1.04, place, f"{value['ratio']:.2f}x", va="center")
+        axes.text(max(value["high"], value.get("macs_ratio", 0)) * 1.06, place, f"{value['ratio']:.2f}x", va="center")
         if "macs_ratio" in value:
             axes.plot(value["macs_ratio"], place, "o", color="#cc6677", label="ratio of MACs" if place == 0 else None)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    axes.set_xlim(0.9, 26)
     axes.minorticks_off()
     axes.set_yticks(
         range(len(shown)), [f"{LABELS[key]}\nagainst {results[key]['against']}" for key in shown], fontsize=8
