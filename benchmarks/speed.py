@@ -338,7 +338,13 @@ def draw(results: dict[str, Any], path: Path) -> None:
         value = results[key]
         whiskers = [[value["ratio"] - value["low"]], [value["high"] - value["ratio"]]]
         axes.barh(place, value["ratio"], xerr=whiskers, color="#4477aa", height=0.6, error_kw={"capsize": 3})
-        axes.text(max(value["high"], value.get("macs_ratio", 0)) * 1.06, place, f"{value['ratio']:.2f}x", va="center")
+        near = value.get("macs_ratio", 0) < 1.6 * value["high"]  # then the label goes behind the dot
+        axes.text(
+            max(value["high"], value.get("macs_ratio", 0) if near else 0) * 1.06,
+            place,
+            f"{value['ratio']:.2f}x",
+            va="center",
+        )
         if "macs_ratio" in value:
             axes.plot(value["macs_ratio"], place, "o", color="#cc6677", label="ratio of MACs" if place == 0 else None)
     axes.axvline(1, color="black", linewidth=0.8)
