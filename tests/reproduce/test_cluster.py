@@ -64,6 +64,35 @@ def test_a_killed_worker_is_replaced_and_the_rest_goes_on(tmp_path: Path) -> Non
         assert torch.equal(value, whole[name]), name
 
 
+def test_a_node_that_is_lost_costs_no_run(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False)
+        jobs = [job(name, tmp_path) for name in ("first", "second")]
+        overview = Overview(jobs)
+
+        def lose_a_node() -> None:
+            for _ in range(3000):
+                if all((one.run / "metrics.jsonl").exists() for one in jobs):
+                    cluster.remove_node(nodes[0], allow_graceful=False)
+                    return
+                time.sleep(0.1)
+
+        losing = threading.Thread(target=lose_a_node)
+        losing.start()
+        work_on_cluster(jobs, overview, retries=2, cpus=1, gpus=0, data_root=None, device="cpu")
+        losing.join()
+        assert len(cluster.list_all_nodes()) == 2  # the head, and the node that is left
+        assert overview.states == {"first": "done", "second": "done"}
+        assert all(one.done() for one in jobs)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
 def test_more_than_the_cluster_has_is_refused(tmp_path: Path) -> None:
     jobs = [job("large", tmp_path)]
     with pytest.raises(InputError, match="asks for 100000 CPU cores"):
