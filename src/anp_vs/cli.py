@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from anp_vs import recipes
-from anp_vs.errors import AnpVsError, InputError
+from anp_vs.errors import InputError
 from anp_vs.recipes import Recipe
+from anp_vs.terminal import exit_status, plain_console
 
 USAGE = """anp-vs: train image classifiers that resist attacks and are small, and measure both honestly.
 
@@ -229,35 +230,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
-    command = COMMANDS.get(words[0])
-    try:
-        if command is None:
-            raise InputError(f"There is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}.")
-        return command(words[1:])
-    except AnpVsError as error:
-        Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"anp-vs: {error}", markup=False)
-        return 130 if type(error).__name__ == "Stopped" else 2
-    except KeyboardInterrupt:  # in training it ends the run in order; here there is nothing to save
-        Console(stderr=True, emoji=False).print("anp-vs: interrupted.")
-        return 130
+    return exit_status(lambda: _command(words))
+
+
+def _command(words: list[str]) -> int:
+    if (command := COMMANDS.get(words[0])) is None:
+        raise InputError(f"There is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}.")
+    return command(words[1:])
 
 
 def _with_module(words: list[str]) -> int:
     """Import a module of the user's, which registers networks, and run the command behind its name."""
+    status = exit_status(lambda: _register(words))
+    return status or main(words[1:])
+
+
+def _register(words: list[str]) -> int:
+    if not words:
+        raise InputError("--import needs the name of a module that registers your networks.")
+    sys.path.insert(0, str(Path.cwd()))
     try:
-        if not words:
-            raise InputError("--import needs the name of a module that registers your networks.")
-        sys.path.insert(0, str(Path.cwd()))
         importlib.import_module(words[0])
-    except (ImportError, AnpVsError) as error:
-        Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"anp-vs: {error}", markup=False)
-        return 2
-    return main(words[1:])
+    except ImportError as error:
+        raise InputError(str(error)) from error
+    return 0
 
 
 def _speak_plainly() -> None:
     """Warnings and log records as plain lines."""
-    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    console = plain_console(stderr=True)
     handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False, markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     warnings.showwarning = lambda message, *_, **__: console.print(f"anp-vs: {message}", markup=False)

@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from anp_vs import recipes, serialization
 from anp_vs.data import load as load_data
 from anp_vs.evaluation.row import evaluate_run
 from anp_vs.report.tables import show
+from anp_vs.terminal import plain_console
 from anp_vs.training.run import train
 from anp_vs.training.run_directory import RunDirectory
 
@@ -28,7 +28,7 @@ def run(root: Path) -> int:
         The exit status.
     """
     began = time.monotonic()
-    console = Console(highlight=False, emoji=False, soft_wrap=True)
+    console = plain_console()
     console.print(
         "1,797 handwritten digits of scikit-learn, LeNet-5-Caffe, attack eps 0.1; every figure on the test set."
     )

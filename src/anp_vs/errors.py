@@ -15,3 +15,7 @@ class DataError(AnpVsError):
 
 class RunError(AnpVsError):
     """A run directory, checkpoint or saved network cannot be used as asked."""
+
+
+class Stopped(RunError):
+    """A signal asked the run to stop; it has saved its state and can be resumed."""

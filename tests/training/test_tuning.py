@@ -80,6 +80,17 @@ def test_measured_for_real_and_remembered(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert tuning.settle(recipe("anp-vs"), digits(), FABRIC, None)[0].precision == "float32"
 
 
+def test_the_first_process_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Another process than the first: it measured nothing, and is told what the first one remembers.
+    remembered = {PLAIN: 1.0, OTHER: 1.0, LOW: 0.5, ("bfloat16", "contiguous"): 0.6}
+    monkeypatch.setattr(tuning, "_measure", lambda *_: pytest.fail("took steps that the first process does not take"))
+    monkeypatch.setattr(tuning, "_bfloat16_is_faster", lambda device: False)
+    told = iter([list(remembered), remembered, LOW])
+    monkeypatch.setattr(FABRIC, "broadcast", lambda mine: next(told))
+    chosen, _ = tuning.settle(recipe("at"), digits(), FABRIC, None)
+    assert (chosen.precision, chosen.layout) == LOW
+
+
 def test_a_run_keeps_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         run, "settle", lambda asked, *_: (replace(asked, precision="bfloat16", layout="contiguous"), "as measured")

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from anp_vs import recipes, serialization
 from anp_vs.attacks.geometry import Norm
 from anp_vs.attacks.transfer import Ensemble
 from anp_vs.data import load as load_data
+from anp_vs.device import choose
 from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.masking import DIAGNOSED
 from anp_vs.evaluation.models import find_model
@@ -201,7 +201,7 @@ def _measured(
         data, data_root, validation=own.validation if own else None, pictures=own.pictures if own else None
     )
     eps, step, steps = _values(attack) if isinstance(attack, Attack) else attack
-    device, source = _device(chosen.device), network_at(sources)
+    device, source = choose(chosen.device), network_at(sources)
     result = evaluate(
         network.to(device), dataset.test, eps=eps, step=step, steps=steps, norm=norm, restarts=restarts,
         source=source.to(device) if source else None, gated=gated.to(device) if gated else None,
@@ -220,12 +220,6 @@ def _measured(
 
 def _names(sources: Sequence[str | Path]) -> str | None:
     return ", ".join(map(str, sources)) or None
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("A GPU was asked for (device cuda), but PyTorch finds none here. Use device cpu or auto.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _keep(facts: dict[str, Any], result: Evaluation, path: Path, **more: Any) -> dict[str, Any]:

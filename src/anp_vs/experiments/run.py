@@ -17,10 +17,11 @@ from typing import Any
 from rich.console import Console
 
 from anp_vs import recipes
-from anp_vs.errors import AnpVsError, InputError, RunError
+from anp_vs.errors import InputError, RunError
 from anp_vs.experiments.flags import DESCRIPTIONS, TYPES, Flags, parse
 from anp_vs.pruning.gate import THRESHOLD
 from anp_vs.recipes import Recipe
+from anp_vs.terminal import exit_status, plain_console
 from anp_vs.training.run_directory import RunDirectory
 
 TEST_STEPS = 40
@@ -210,7 +211,7 @@ def differences(recipe: Recipe, base: Recipe) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Translate, say so, and run; returns the exit status: 0, 2 for a user's mistake, 130 when stopped."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    console = Console(highlight=False, emoji=False, soft_wrap=True)
+    console = plain_console()
     if any(word in ("-h", "--help") for word in words):
         console.print(
             "python -m anp_vs.experiments.run --flag value ...: the released code's command lines.", markup=False
@@ -220,31 +221,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"  --{name} {kind}, {getattr(Flags(), name)!r} unless given: {meaning}.", markup=False)
         console.print("Everything else, such as where the data lie, is an option of anp-vs: see anp-vs --help.")
         return 0
-    try:
-        flags = parse(words)
-        found = plan(flags)
-        if "gpuid" in flags.given:  # before the first use of a GPU in this process
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(flags.gpuid)
-        gpu = f"CUDA_VISIBLE_DEVICES={flags.gpuid} " if "gpuid" in flags.given else ""
-        for line in (*found.notes, f"The same command here: {gpu}anp-vs {shlex.join(found.command)}"):
-            console.print(line, markup=False)
-        if flags.eval_mode == "train":
-            from anp_vs.training.run import train
+    return exit_status(lambda: _run(words, console))
 
-            train(found.recipe, out=found.path)
-            return 0
-        from anp_vs.evaluation.row import evaluate_run
-        from anp_vs.report.tables import beside_published
 
-        console.print(
-            beside_published([evaluate_run(found.path, sources=[found.black_box] if found.black_box else [])])
-        )
-    except AnpVsError as error:
-        Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"anp-vs: {error}", markup=False)
-        return 130 if type(error).__name__ == "Stopped" else 2
-    except KeyboardInterrupt:  # in training it ends the run in order; here there is nothing to save
-        Console(stderr=True, emoji=False).print("anp-vs: interrupted.")
-        return 130
+def _run(words: list[str], console: Console) -> int:
+    flags = parse(words)
+    found = plan(flags)
+    if "gpuid" in flags.given:  # before the first use of a GPU in this process
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(flags.gpuid)
+    gpu = f"CUDA_VISIBLE_DEVICES={flags.gpuid} " if "gpuid" in flags.given else ""
+    for line in (*found.notes, f"The same command here: {gpu}anp-vs {shlex.join(found.command)}"):
+        console.print(line, markup=False)
+    if flags.eval_mode == "train":
+        from anp_vs.training.run import train
+
+        train(found.recipe, out=found.path)
+        return 0
+    from anp_vs.evaluation.row import evaluate_run
+    from anp_vs.report.tables import beside_published
+
+    console.print(beside_published([evaluate_run(found.path, sources=[found.black_box] if found.black_box else [])]))
     return 0
 
 

@@ -52,10 +52,7 @@ def beside_published(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print measured rows beside the published ones; wide when the output is a file or a pipe."""
-    console = Console(highlight=False, emoji=False)
-    Console(highlight=False, emoji=False, width=console.width if console.is_terminal else 160).print(
-        beside_published(rows)
-    )
+    _print(beside_published(rows), 160)
 
 
 def show_blocks(runs: Sequence[Path]) -> None:
@@ -75,5 +72,10 @@ def show_blocks(runs: Sequence[Path]) -> None:
             ]
             name = line.name if line.measured else f"  {line.name}, published"
             table.add_row(name, str(line.runs), *texts, style="" if line.measured else "dim")
-        console = Console(highlight=False, emoji=False)
-        Console(highlight=False, emoji=False, width=console.width if console.is_terminal else 200).print(table)
+        _print(table, 200)
+
+
+def _print(table: Table, wide: int) -> None:
+    """Print a table: as wide as the terminal, so many characters in a file or a pipe."""
+    console = Console(highlight=False, emoji=False)
+    Console(highlight=False, emoji=False, width=console.width if console.is_terminal else wide).print(table)

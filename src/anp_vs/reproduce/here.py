@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from anp_vs.errors import AnpVsError
+from anp_vs.errors import AnpVsError, Stopped
 from anp_vs.reproduce.overview import Overview
 from anp_vs.reproduce.plan import Job
-from anp_vs.training.run import Stopped
 
 
 def work_here(jobs: Sequence[Job], overview: Overview, do: Callable[[Job], None], retries: int) -> None:

@@ -33,6 +33,7 @@ class Overview:
         self.states: dict[str, State] = {job.name: "waiting" for job in jobs}
         self.notes: dict[str, str] = {}
         self._since: dict[str, tuple[float, float]] = {}
+        self._finished: dict[str, dict[str, Any]] = {}  # metrics that will not change any more
         self._lock = threading.RLock()
         self.console = Console(file=sys.stderr, highlight=False, emoji=False, soft_wrap=True, markup=False)
         self._live = Live(get_renderable=self.table, console=self.console, refresh_per_second=0.5, transient=False)
@@ -54,7 +55,7 @@ class Overview:
             self.states[job.name] = state
             self.notes[job.name] = note
             if state == "running":
-                self._since[job.name] = (time.monotonic(), _share(job))
+                self._since[job.name] = (time.monotonic(), _share(job, _last(job)))
         if not self.console.is_terminal:
             self.console.print(f"{job.name}: {state}{': ' + note if note else ''}")
 
@@ -70,18 +71,27 @@ class Overview:
                           box=None, pad_edge=False)  # fmt: skip
             for job in self.jobs:
                 state = self.states[job.name]
-                last = _last(job) if job.trains and state in ("running", "done") else {}
+                last = self._metrics(job, state)
                 epoch = f"{int(last.get('epoch', -1)) + 1}/{job.recipe.epochs}" if job.trains else ""
                 accuracies = [f"{last[k]:.1f}" if k in last else "" for k in ("clean_accuracy", "robust_accuracy")]
-                left = self._left(job) if state == "running" else ""
+                left = self._left(job, last) if state == "running" else ""
                 table.add_row(
                     job.name, state, epoch, *accuracies, left, self.notes.get(job.name, ""), style=STYLES[state]
                 )
             return table
 
-    def _left(self, job: Job) -> str:
+    def _metrics(self, job: Job, state: State) -> dict[str, Any]:
+        if not job.trains or state not in ("running", "done"):
+            return {}
+        if state == "running":
+            return _last(job)
+        if job.name not in self._finished:
+            self._finished[job.name] = _last(job)
+        return self._finished[job.name]
+
+    def _left(self, job: Job, last: dict[str, Any]) -> str:
         began, share_then = self._since[job.name]
-        share = _share(job)
+        share = _share(job, last)
         if share <= share_then:
             return ""
         seconds = (time.monotonic() - began) * (1 - share) / (share - share_then)
@@ -100,6 +110,6 @@ def _last(job: Job) -> dict[str, Any]:
     return merged
 
 
-def _share(job: Job) -> float:
+def _share(job: Job, last: dict[str, Any]) -> float:
     """Share of a training's epochs that are behind it."""
-    return (int(_last(job).get("epoch", -1)) + 1) / job.recipe.epochs if job.trains else 0.0
+    return (int(last.get("epoch", -1)) + 1) / job.recipe.epochs if job.trains else 0.0

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from anp_vs import recipes, serialization
 from anp_vs.data import Dataset
 from anp_vs.data import load as load_data
-from anp_vs.errors import InputError, RunError
+from anp_vs.device import choose
+from anp_vs.errors import InputError, RunError, Stopped
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates, sparsity_percent
 from anp_vs.recipes import Recipe
@@ -111,16 +112,8 @@ def _trained(chosen: Recipe, out: Path, fabric: Fabric, quiet: bool) -> Run:
     return Run(network, run.path, {k: v for k, v in validated.items() if isinstance(v, int | float)})
 
 
-class Stopped(RunError):
-    """A signal asked the run to stop; it has saved its state and can be resumed."""
-
-
 def _fabric(device: str, devices: int, nodes: int) -> Fabric:
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device is {device!r}; choose auto, cpu or cuda.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("A GPU was asked for (device cuda), but PyTorch finds none here. Use device cpu or auto.")
-    use = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    use = choose(device).type
     if devices < 1 or nodes < 1:
         raise InputError(f"devices is {devices} and nodes {nodes}; both must be at least 1.")
     if use == "cuda" and devices > torch.cuda.device_count():

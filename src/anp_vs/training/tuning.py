@@ -23,6 +23,8 @@ from torch import Tensor
 from anp_vs.data import Dataset
 from anp_vs.errors import RunError
 from anp_vs.evaluation.cost import macs
+from anp_vs.networks import build
+from anp_vs.networks.images import take_images
 from anp_vs.provenance import hardware
 from anp_vs.pruning.compact import example_for
 from anp_vs.pruning.precision import TYPES, Precision
@@ -56,14 +58,18 @@ def settle(
         return recipe, None
     precisions: list[Precision] = ["float32", "bfloat16"] if recipe.precision == "auto" else [recipe.precision]
     layouts = ["channels-last", "contiguous"] if recipe.layout == "auto" else [recipe.layout]
-    if "bfloat16" in precisions and len(precisions) > 1 and not _bfloat16_is_faster(fabric.device):
+    network = build(recipe.network, len(dataset.classes))
+    take_images(network, dataset.train.shape)
+    if macs(network, example_for(network)[:1]) < SMALL_MACS:
+        return _set(recipe, (precisions[0], layouts[0])), None
+    if len(precisions) > 1 and not _bfloat16_is_faster(fabric.device):
         precisions.remove("bfloat16")
-    ways: list[Way] = list(product(precisions, layouts))
-    trial = Trainer(_set(recipe, ways[0]), dataset, fabric, dict(start) if start else None)
-    if macs(trial.network, example_for(trial.network)[:1]) < SMALL_MACS or len(ways) == 1:
+    # What the first process found is what all do: else one would take trial steps that another does not join.
+    ways: list[Way] = fabric.broadcast(list(product(precisions, layouts)))
+    if len(ways) == 1:
         return _set(recipe, ways[0]), None
     kept = _cache_file(recipe, fabric)
-    seconds = _read(kept, ways)
+    seconds: dict[Way, float] | None = fabric.broadcast(_read(kept, ways))
     if seconds is None:
         seconds = _measure(recipe, dataset, fabric, start, ways)
         try:

@@ -1,0 +1,22 @@
+"""Where to compute."""
+
+from __future__ import annotations
+
+import torch
+
+from anp_vs.errors import InputError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def choose(name: str) -> torch.device:
+    """The device of this name; auto is a GPU where PyTorch finds one.
+
+    Raises:
+        InputError: the name is not one of `DEVICES`, or a GPU was asked for where none is.
+    """
+    if name not in DEVICES:
+        raise InputError(f"device is {name!r}; choose auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("A GPU was asked for (device cuda), but PyTorch finds none here. Use device cpu or auto.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

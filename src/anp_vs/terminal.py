@@ -1,0 +1,26 @@
+"""How a command ends: its errors as plain sentences, and the exit status that goes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+
+from anp_vs.errors import AnpVsError, Stopped
+
+
+def plain_console(*, stderr: bool = False) -> Console:
+    """A console that prints text as it is: no colours by guess, no emoji from words between colons, no wrapping."""
+    return Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=True)
+
+
+def exit_status(command: Callable[[], int]) -> int:
+    """Run a command; its own status, 2 for a user's mistake, 130 when stopped by a signal."""
+    try:
+        return command()
+    except AnpVsError as error:
+        plain_console(stderr=True).print(f"anp-vs: {error}", markup=False)
+        return 130 if isinstance(error, Stopped) else 2
+    except KeyboardInterrupt:  # in training it ends the run in order; here there is nothing to save
+        plain_console(stderr=True).print("anp-vs: interrupted.")
+        return 130
