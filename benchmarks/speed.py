@@ -32,11 +32,12 @@ from anp_vs.evaluation.cost import macs
 from anp_vs.methods import AT
 from anp_vs.networks import build
 from anp_vs.provenance import provenance
-from anp_vs.pruning.compact import compact, example_for, shrink
+from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gate_parameters, gates, weight_parameters
-from anp_vs.pruning.graph import Graph
+from anp_vs.pruning.graph import Graph, example_for
 from anp_vs.pruning.insertion import insert_gates
 from anp_vs.pruning.precision import Precision, lowered, on_pixels
+from anp_vs.pruning.shrinking import shrink
 from anp_vs.pruning.twin import Twin
 from anp_vs.recipes import RECIPES
 from anp_vs.training.tuning import SMALL_MACS

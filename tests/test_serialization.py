@@ -20,9 +20,10 @@ from anp_vs.errors import AnpVsError
 from anp_vs.methods import METHODS
 from anp_vs.networks import build
 from anp_vs.networks.bayesian import bayesian_layers, make_bayesian
-from anp_vs.pruning.compact import compact, shrink
+from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates
 from anp_vs.pruning.insertion import insert_gates
+from anp_vs.pruning.shrinking import shrink
 from anp_vs.serialization import LARGEST_CARD, load, locate, read_card, save
 
 IMAGES = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(1))

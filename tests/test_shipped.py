@@ -6,8 +6,8 @@ import pytest
 
 import anp_vs
 from anp_vs.evaluation.cost import macs
-from anp_vs.pruning.compact import example_for
 from anp_vs.pruning.gate import gates
+from anp_vs.pruning.graph import example_for
 from anp_vs.serialization import card_of, shipped
 
 

@@ -20,9 +20,10 @@ from anp_vs.networks import NETWORKS, build
 from anp_vs.networks.bayesian import bayesian_layers, make_bayesian
 from anp_vs.networks.images import declared_shape
 from anp_vs.provenance import versions
-from anp_vs.pruning.compact import example_for, resize
 from anp_vs.pruning.gate import gates
+from anp_vs.pruning.graph import example_for
 from anp_vs.pruning.insertion import insert_gates
+from anp_vs.pruning.resizing import resize
 from anp_vs.recipes import shown
 from anp_vs.storage import read_text, write_atomically
 

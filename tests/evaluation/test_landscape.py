@@ -11,9 +11,9 @@ from anp_vs.errors import InputError
 from anp_vs.evaluation.landscape import feature_maps, histograms, input_distortion, loss_surface
 from anp_vs.evaluation.vulnerability import vulnerability
 from anp_vs.networks import build
-from anp_vs.pruning.compact import shrink
 from anp_vs.pruning.gate import gates
 from anp_vs.pruning.insertion import insert_gates
+from anp_vs.pruning.shrinking import shrink
 
 
 def test_histograms_count_every_unit_and_mark_the_zeros() -> None:

@@ -20,9 +20,10 @@ from anp_vs.evaluation.published_cost import (
 )
 from anp_vs.networks import build
 from anp_vs.networks.bayesian import make_bayesian
-from anp_vs.pruning.compact import compact, shrink
+from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates
 from anp_vs.pruning.insertion import insert_gates
+from anp_vs.pruning.shrinking import shrink
 
 DEAD = -9.0  # with b = 1, E[pi] = 1 / (1 + 1 / a) is about 1e-4
 

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from anp_vs.errors import InputError
 from anp_vs.networks import build
 from anp_vs.networks.layers import Dropout
-from anp_vs.pruning.compact import Select, compact, resize, shrink, take
+from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates
 from anp_vs.pruning.insertion import insert_gates
+from anp_vs.pruning.resizing import resize
+from anp_vs.pruning.shrinking import shrink
+from anp_vs.pruning.slicing import Select, take
 from anp_vs.serialization import load, save
 from pruning.patterns import (
     assert_same_function,

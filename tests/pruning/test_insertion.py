@@ -11,10 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anp_vs.errors import InputError
 from anp_vs.networks import build
-from anp_vs.pruning.compact import compact, example_for, open_gates, shrink
+from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import Gate, gates, shared_mask
+from anp_vs.pruning.graph import example_for
 from anp_vs.pruning.insertion import explain, insert_gates
+from anp_vs.pruning.opening import open_gates
 from anp_vs.pruning.reader import GatedLayer, GateReader
+from anp_vs.pruning.shrinking import shrink
 from anp_vs.pruning.twin import Twin
 from anp_vs.serialization import load, save
 from pruning import zoo

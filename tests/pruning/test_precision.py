@@ -11,8 +11,7 @@ from anp_vs.attacks.pgd import ascend
 from anp_vs.data import load
 from anp_vs.methods import ANPVS
 from anp_vs.networks import build
-from anp_vs.pruning.compact import example_for
-from anp_vs.pruning.graph import Graph
+from anp_vs.pruning.graph import Graph, example_for
 from anp_vs.pruning.insertion import insert_gates
 from anp_vs.pruning.precision import lowered, on_pixels
 from anp_vs.pruning.twin import Twin

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 from anp_vs.networks import build
-from anp_vs.pruning.compact import example_for, shrink
 from anp_vs.pruning.gate import Gate, gates
+from anp_vs.pruning.graph import example_for
 from anp_vs.pruning.insertion import insert_gates
+from anp_vs.pruning.shrinking import shrink
 from anp_vs.pruning.twin import Twin
 from pruning.patterns import dead_patterns, images_for, kill, perturb
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from anp_vs import serialization
 from anp_vs.errors import InputError, RunError
-from anp_vs.pruning.compact import compact, example_for
+from anp_vs.pruning.compact import compact
+from anp_vs.pruning.graph import example_for
 from anp_vs.storage import write_atomically
 
 Format = Literal["safetensors", "torch-export", "onnx"]

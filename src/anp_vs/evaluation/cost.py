@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from anp_vs.attacks.frozen import frozen
 from anp_vs.errors import InputError
 from anp_vs.evaluation.tracing import trace
-from anp_vs.pruning.compact import compact, example_for
+from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates
+from anp_vs.pruning.graph import example_for
 
 BATCHES = (1, 128)
 """Batch sizes at which latency is measured."""

@@ -21,8 +21,8 @@ from anp_vs.attacks import geometry
 from anp_vs.errors import InputError
 from anp_vs.evaluation.tracing import trace
 from anp_vs.networks.layers import Dropout, Normalize
-from anp_vs.pruning.compact import Select
 from anp_vs.pruning.gate import Gate
+from anp_vs.pruning.slicing import Select
 
 Method = Literal["interval", "crown"]
 

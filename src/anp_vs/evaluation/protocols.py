@@ -26,7 +26,7 @@ from anp_vs.attacks.pgd import ascend, pgd
 from anp_vs.attacks.prediction import check_logits
 from anp_vs.errors import InputError
 from anp_vs.networks.layers import Normalize
-from anp_vs.pruning.compact import replace
+from anp_vs.pruning.slicing import replace
 
 ProtocolName = Literal["pixel-space", "released-code"]
 

@@ -6,9 +6,9 @@ from torch import fx, nn
 
 from anp_vs.errors import InputError
 from anp_vs.networks.layers import Dropout, Normalize
-from anp_vs.pruning.compact import Select
 from anp_vs.pruning.gate import Gate
 from anp_vs.pruning.reader import GateReader
+from anp_vs.pruning.slicing import Select
 
 
 def trace(network: nn.Module) -> fx.GraphModule:

@@ -18,25 +18,14 @@ from anp_vs.pruning.flow import Flow, block_at, read_by
 from anp_vs.pruning.folding import factor_absorbed, factors, folds
 from anp_vs.pruning.gate import Gate, gates
 from anp_vs.pruning.graph import Graph, example_for
-from anp_vs.pruning.opening import open_gates
 from anp_vs.pruning.points import Channels, Point
 from anp_vs.pruning.reader import GatedLayer, GateReader, gate_at
-from anp_vs.pruning.resizing import resize
-from anp_vs.pruning.shrinking import shrink, slices
 from anp_vs.pruning.slicing import (
     PER_CHANNEL,
     Select,
-    Slices,
-    fit_attributes,
     replace,
     slice_layer,
-    take,
 )
-
-__all__ = [
-    "Compactor", "Select", "Slices", "compact", "example_for", "fit_attributes", "open_gates", "replace", "resize",
-    "shrink", "slices", "take",
-]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn.utils import fusion
 
 from anp_vs.networks.layers import Dropout
-from anp_vs.pruning.compact import Compactor, replace
+from anp_vs.pruning.compact import Compactor
 from anp_vs.pruning.pixel_conv import PixelConv2d, suits
 from anp_vs.pruning.points import Point
 from anp_vs.pruning.precision import TYPES, Lowered, Precision, on_pixels
+from anp_vs.pruning.slicing import replace
 
 
 class Twin:

@@ -23,11 +23,14 @@ from anp_vs.evaluation.cost import unit_macs
 from anp_vs.methods.method import Objective
 from anp_vs.networks import build
 from anp_vs.networks.images import take_images
-from anp_vs.pruning.compact import Slices, example_for, open_gates, resize, shrink, take
 from anp_vs.pruning.gate import gate_parameters, gates, sparsity_percent, weight_parameters
-from anp_vs.pruning.graph import Graph
+from anp_vs.pruning.graph import Graph, example_for
 from anp_vs.pruning.insertion import insert_gates
+from anp_vs.pruning.opening import open_gates
 from anp_vs.pruning.precision import Precision, lowered, on_pixels
+from anp_vs.pruning.resizing import resize
+from anp_vs.pruning.shrinking import shrink
+from anp_vs.pruning.slicing import Slices, take
 from anp_vs.pruning.twin import Twin
 from anp_vs.recipes import Recipe
 from anp_vs.training.parallel import Share

@@ -26,7 +26,7 @@ from anp_vs.evaluation.cost import macs
 from anp_vs.networks import build
 from anp_vs.networks.images import take_images
 from anp_vs.provenance import hardware
-from anp_vs.pruning.compact import example_for
+from anp_vs.pruning.graph import example_for
 from anp_vs.pruning.precision import TYPES, Precision
 from anp_vs.recipes import Recipe
 from anp_vs.storage import write_atomically
