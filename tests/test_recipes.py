@@ -91,6 +91,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"optimiser": "lion"}, "optimiser is 'lion'"),
     ({"schedule": ["cosine"]}, r"schedule is \['cosine'\]"),
     ({"augment": "perhaps"}, "augment is 'perhaps'"),
+    ({"shift": -1}, "shift is -1; it is a number of pixels"),
+    ({"shift": 2, "augment": True}, "augment crops at random already"),
+    ({"awp": 1.0}, "awp is 1.0; it is a share"),
+    ({"awp": NAN}, "awp is nan"),
     ({"data": 7}, "data is 7"),
     *(
         ({"name": name}, "name is .*; the run directory is called after it")

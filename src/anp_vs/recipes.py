@@ -113,6 +113,10 @@ class Recipe:
             sees pixels; auto takes what a short measurement at the start finds faster.
         layout: of feature maps in memory, channels-last or contiguous; auto as for the precision.
         augment: zero-pad 4, random crop and flip.
+        shift: zero-pad by so many pixels and crop at random, without mirroring; for pictures that have a right way
+            round, in the place of `augment`.
+        awp: length of the adversarial weight perturbation relative to each layer's weights, see
+            `anp_vs.methods.awp`; 0 for none.
         start: recipe or run directory whose trained weights training begins with; None starts afresh.
         black_box: recipe of the independently trained network that black-box attacks are made on; None for none.
         on_trouble: what happens when a layer dies out, a gate collapses, or the network overfits the attack of
@@ -149,6 +153,8 @@ class Recipe:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     layout: Literal["auto", "channels-last", "contiguous"] = "auto"
     augment: bool = False
+    shift: int = 0
+    awp: float = 0.0
     start: str | None = None
     black_box: str | None = None
     on_trouble: Literal["stop", "step-back", "continue"] = "stop"
@@ -181,6 +187,12 @@ class Recipe:
             raise InputError(
                 f"remove_after is {shown(self.remove_after)}; it must lie in 0 (never) to {LARGEST:,} steps."
             )
+        if not 0 <= self.shift <= 1000:
+            raise InputError(f"shift is {shown(self.shift)}; it is a number of pixels in 0 to 1000.")
+        if self.augment and self.shift:
+            raise InputError(f"augment crops at random already; turn it off for a shift of {self.shift}.")
+        if not 0 <= self.awp < 1:
+            raise InputError(f"awp is {self.awp}; it is a share of each layer's norm and must lie in [0, 1).")
         if any(not 0 <= m <= 1 for m in self.milestones):
             raise InputError(f"milestones are {self.milestones}; each is a share of training in [0, 1].")
         if not 0 <= self.seed < 2**32:

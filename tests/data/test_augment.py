@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from anp_vs.data import CROP_FLIP, NONE, Augmentation, to_float
+from anp_vs.data import CROP_FLIP, Augmentation, to_float
 from anp_vs.errors import InputError
 
 
@@ -53,7 +53,7 @@ def test_every_crop_and_mirror_image_is_equally_likely(generator: torch.Generato
 def test_none_changes_nothing_and_draws_nothing(generator: torch.Generator) -> None:
     images = noise(4, 3, 8, 8)
     state = generator.get_state()
-    assert torch.equal(NONE(images, generator), images.float() / 255)
+    assert torch.equal(Augmentation()(images, generator), images.float() / 255)
     assert torch.equal(generator.get_state(), state)
 
 

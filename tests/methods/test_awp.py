@@ -28,6 +28,22 @@ def test_for_a_linear_loss_the_shift_is_the_worst_of_its_length() -> None:
     assert (a * shift).sum().item() == pytest.approx(0.01 * layer.weight.norm().item() * a.norm().item())
 
 
+def test_processes_that_share_a_batch_shift_alike() -> None:
+    """Each sees half of the batch; with its gradient averaged over both, it shifts as one that sees the whole."""
+    net, (images, _, labels) = network(), batch()
+
+    def loss(chosen: slice) -> torch.Tensor:
+        return nn.functional.cross_entropy(net(images[chosen]), labels[chosen])
+
+    weights = [net[1].weight, net[3].weight]
+    other = torch.autograd.grad(loss(slice(4, 8)), weights)
+    shifts = worst_shifts(
+        net, loss(slice(4)), 0.05, lambda mine: [(m + o) / 2 for m, o in zip(mine, other, strict=True) if m is not None]
+    )
+    for name, expected in worst_shifts(net, loss(slice(8)), 0.05).items():
+        torch.testing.assert_close(shifts[name], expected)
+
+
 def test_biases_normalisation_and_gates_stay() -> None:
     net = network(nn.BatchNorm1d(5), Gate(5))
     shifts = worst_shifts(net, net(batch()[0]).square().sum(), 0.01)

@@ -49,6 +49,7 @@ RUNS: list[tuple[str, dict[str, Any]]] = [
     ("bp", {"average": 0.0, "decide_at": 1.0}),
     ("at-bnn", {"average": 0.0, "optimiser": "sgd", "schedule": "multistep"}),
     ("admm", {"augment": True}),
+    ("at", {"shift": 2, "awp": 0.01}),
 ]
 
 

@@ -73,8 +73,5 @@ class Augmentation:
         return torch.randint(count, shape, generator=generator, device=generator.device).to(device)
 
 
-NONE = Augmentation()
-"""Images as they are (MNIST and digits)."""
-
 CROP_FLIP = Augmentation(pad=4, flip=True)
 """Zero-pad 4, random crop, horizontal flip (CIFAR-10 and CIFAR-100)."""

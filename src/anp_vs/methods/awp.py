@@ -9,7 +9,7 @@ training and test robustness. The gradient at w + v is applied to w.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from anp_vs.errors import InputError
 from anp_vs.methods.method import Method, Objective
 from anp_vs.pruning.gate import gate_parameters
+
+Gradients = Sequence[Tensor | None]
 
 
 def perturbed_objective(
@@ -28,6 +30,7 @@ def perturbed_objective(
     labels: Tensor,
     training_images: int,
     gamma: float,
+    average: Callable[[Gradients], Gradients] = lambda gradients: gradients,
 ) -> Objective:
     """`method.objective` at adversarially perturbed weights; a second pass forwards and one backwards more.
 
@@ -43,6 +46,7 @@ def perturbed_objective(
         labels: int64, B.
         training_images: N.
         gamma: length of the perturbation relative to each layer's weights, >= 0; 0.005 as published.
+        average: of gradients over the processes that share a batch, so that all shift their weights alike.
 
     Raises:
         InputError: for a gamma out of range.
@@ -53,7 +57,7 @@ def perturbed_objective(
         return method.objective(network, images, adversarial, labels, training_images)
     kept = {name: buffer.clone() for name, buffer in network.named_buffers()}
     loss = method.objective(network, images, adversarial, labels, training_images).weights
-    shifts = worst_shifts(network, loss, gamma)
+    shifts = worst_shifts(network, loss, gamma, average)
     with torch.no_grad():
         for name, buffer in network.named_buffers():
             buffer.copy_(kept[name])
@@ -61,13 +65,19 @@ def perturbed_objective(
         return method.objective(network, images, adversarial, labels, training_images)
 
 
-def worst_shifts(network: nn.Module, loss: Tensor, gamma: float) -> dict[str, Tensor]:
+def worst_shifts(
+    network: nn.Module,
+    loss: Tensor,
+    gamma: float,
+    average: Callable[[Gradients], Gradients] = lambda gradients: gradients,
+) -> dict[str, Tensor]:
     """The shift gamma |w| g / |g| of every weight tensor of more than one dimension, by parameter name.
 
     Args:
         network: whose weights they are; biases, normalisation and gates stay where they are.
         loss: scalar with a graph to the weights.
         gamma: relative length.
+        average: of gradients over the processes that share a batch.
     """
     gates = {id(parameter) for parameter in gate_parameters(network)}
     weights = {
@@ -75,7 +85,7 @@ def worst_shifts(network: nn.Module, loss: Tensor, gamma: float) -> dict[str, Te
         for name, parameter in network.named_parameters()
         if parameter.dim() > 1 and parameter.requires_grad and id(parameter) not in gates
     }
-    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    gradients = average(torch.autograd.grad(loss, list(weights.values()), allow_unused=True))
     shifts = {}
     for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
         if gradient is not None:

@@ -17,9 +17,10 @@ from anp_vs.attacks import frozen, geometry
 from anp_vs.attacks.losses import ce
 from anp_vs.attacks.pgd import ascend
 from anp_vs.data import Dataset
-from anp_vs.data.augment import CROP_FLIP, NONE
+from anp_vs.data.augment import CROP_FLIP, Augmentation
 from anp_vs.errors import RunError
 from anp_vs.evaluation.cost import unit_macs
+from anp_vs.methods.awp import perturbed_objective
 from anp_vs.methods.method import Objective
 from anp_vs.networks import build
 from anp_vs.networks.images import take_images
@@ -195,7 +196,7 @@ class Trainer:
             order = torch.randperm(len(self.train), generator=generator(torch.device("cpu"), seed, "order", epoch))
             self._order = (epoch, order.to(device))
         chosen = self._order[1][index * self.recipe.batch_size : (index + 1) * self.recipe.batch_size]
-        augment = CROP_FLIP if self.recipe.augment else NONE
+        augment = CROP_FLIP if self.recipe.augment else Augmentation(pad=self.recipe.shift)
         draws = generator(torch.device("cpu"), seed, "augment", self.step)
         images = augment(self.train.batch(chosen), draws)
         return self.share.rows(images), self.share.rows(self.train.labels[chosen])
@@ -243,7 +244,10 @@ class Trainer:
         adversarial = self.attack(images, labels) if self.method.adversarial else images
         self.network.train()
         with lowered(self.network, self.first, self.precision):
-            objective = self.method.objective(self.network, images, adversarial, labels, len(self.train))
+            objective = perturbed_objective(
+                self.method, self.network, images, adversarial, labels, len(self.train),
+                gamma=self.recipe.awp, average=self.share.average,
+            )  # fmt: skip
         loss = objective.weights
         if self.companion is not None:
             loss = loss + self.companion.penalty()
