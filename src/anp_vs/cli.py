@@ -95,6 +95,9 @@ class EvaluateCommand:
         black_box: networks that black-box images are made on, named like the target; the recipe's own source by default.
         autoattack: also run AutoAttack on this many test images; run again to go on where it was stopped.
         queries: also measure the accuracy under Square alone, which sees logits only, with so many queries an image.
+        corruptions: also classify this many test images under ten common corruptions of five severities.
+        certify: also prove, for this many test images, what no attack can change: by interval bounds at shares of eps,
+            and for the classifier smoothed with noise of 0.25.
         masking: test images on which signs of masked gradients are looked for; 0 leaves that out.
         limit: only the first so many test images, for a quick look; the row says so.
         protocol: pixel-space, or released-code to compare with the published CIFAR rows.
@@ -113,6 +116,8 @@ class EvaluateCommand:
     black_box: tuple[str, ...] = ()
     autoattack: int | None = None
     queries: int | None = None
+    corruptions: int | None = None
+    certify: int | None = None
     masking: int = 160
     limit: int | None = None
     protocol: Literal["pixel-space", "released-code"] = "pixel-space"
@@ -290,13 +295,14 @@ def train(words: list[str]) -> int:
 
 def evaluate(words: list[str]) -> int:
     """anp-vs evaluate RUN_OR_MODEL."""
+    from anp_vs.evaluation.beyond import described
     from anp_vs.evaluation.row import Conditions, evaluate_model, evaluate_run, row_file
     from anp_vs.report.tables import show
 
     asked = tyro.cli(EvaluateCommand, args=words, prog="anp-vs evaluate")
     options = {
         "data_root": asked.data_root, "sources": asked.black_box, "limit": asked.limit, "autoattack": asked.autoattack,
-        "queries": asked.queries, "masking": asked.masking or None, "protocol": asked.protocol, "device": asked.device,
+        "queries": asked.queries, "corruptions": asked.corruptions, "certify": asked.certify, "masking": asked.masking or None, "protocol": asked.protocol, "device": asked.device,
     }  # fmt: skip
     conditions = Conditions(asked.data, asked.eps, asked.step, asked.steps, asked.norm, draws=asked.draws)
     if (run := Path(asked.target)).is_dir():
@@ -319,6 +325,8 @@ def evaluate(words: list[str]) -> int:
         print(f"No black-box figures: {train}give --black-box RUN_OR_MODEL.")
     if "query_accuracy" in row:
         print(f"{row['query_accuracy']:.2f} % under Square with {row['queries']} queries an image.")
+    for line in described(row):
+        print(line)
     print(f"The row with its provenance: {out}; each image: {out.with_name(out.stem + '-images.json')}")
     return 0
 

@@ -101,6 +101,14 @@ def test_released_code_figures_say_what_they_are(tmp_path: Path) -> None:
     assert "These figures say little about robustness" in " ".join(page.text.split())
 
 
+def test_corruptions_and_certificates_are_told_where_they_were_measured(tmp_path: Path) -> None:
+    table = {"mean": 61.5, "images": 250, "accuracy": {"jpeg": (90.0, 80.0), "contrast": (50.0, 26.0)}}
+    run = make_run(tmp_path, "mnist-cpu/at", row={"corruptions": table})
+    _, page = made(run)
+    assert "61.5 % on average over 250 images; least under contrast, 38.0 %" in page.text
+    assert "on average" not in made(make_run(tmp_path, "mnist-cpu/trades"))[1].text
+
+
 def test_verdicts_come_with_their_reasons(runs: list[Path]) -> None:
     text, page = made(*runs)
     assert "1 of 2 checks: not to be trusted" in page.text

@@ -16,6 +16,7 @@ from anp_vs.attacks.transfer import Ensemble
 from anp_vs.data import load as load_data
 from anp_vs.device import choose
 from anp_vs.errors import InputError, RunError
+from anp_vs.evaluation.beyond import beyond_attacks
 from anp_vs.evaluation.masking import DIAGNOSED
 from anp_vs.evaluation.models import find_model
 from anp_vs.evaluation.protocols import ProtocolName
@@ -43,6 +44,9 @@ class Options:
         autoattack: images to run AutoAttack on.
         queries: also measure the accuracy under Square alone with so many queries an image (see
             `query_accuracy`), in pixel space only.
+        corruptions: also classify this many images, the first ones, under common corruptions (see
+            `evaluate_corruptions`).
+        certify: also certify this many images (see `beyond_attacks`).
         masking: images on which signs of masked gradients are looked for; None leaves that out.
         protocol: `pixel-space` or `released-code`.
         device: auto, cpu or cuda.
@@ -54,6 +58,8 @@ class Options:
     limit: int | None = None
     autoattack: int | None = None
     queries: int | None = None
+    corruptions: int | None = None
+    certify: int | None = None
     masking: int | None = DIAGNOSED
     protocol: ProtocolName = "pixel-space"
     device: str = "auto"
@@ -215,6 +221,10 @@ def _measured(
             progress=chosen.progress,
         )  # fmt: skip
         result |= {name: alone[name] for name in ("query_accuracy", "queries")}
+    result |= beyond_attacks(
+        network, dataset.test, eps=eps, corruptions=chosen.corruptions, certify=chosen.certify, draws=draws,
+        progress=chosen.progress,
+    )  # fmt: skip
     return result
 
 

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from anp_vs import __version__, recipes
 from anp_vs.errors import RunError
+from anp_vs.evaluation.beyond import described
 from anp_vs.provenance import command
 from anp_vs.report.group_pictures import of_group
 from anp_vs.report.matrix import Matrix, matrix
@@ -63,6 +64,7 @@ class Chapter:
         pictures: drawn.
         absent: what was not measured.
         signs: of the diagnosis, suspicious ones first, checks that could not be made last.
+        beyond: sentences on corruptions and certificates.
         facts: name -> value: path, command, commit, hardware, versions, training time.
         recipe: YAML.
     """
@@ -72,6 +74,7 @@ class Chapter:
     pictures: list[Picture]
     absent: list[str]
     signs: list[dict[str, Any]]
+    beyond: list[str]
     facts: dict[str, str]
     recipe: str
 
@@ -164,9 +167,9 @@ def _chapter(run: RunRecord, key: str) -> Chapter:
     drawn, absent = of_run(run, key)
     signs = list(run.diagnosis["signs"]) if run.diagnosis else []
     recipe = yaml.safe_dump(recipes.to_dict(run.recipe), sort_keys=False)
-    return Chapter(
-        run, key, drawn, absent, sorted(signs, key=lambda s: (not s["suspicious"], not s["made"])), facts(run), recipe
-    )
+    signs.sort(key=lambda s: (not s["suspicious"], not s["made"]))
+    beyond = [sentence for row in run.evaluations for sentence in described(row)]
+    return Chapter(run, key, drawn, absent, signs, beyond, facts(run), recipe)
 
 
 def facts(run: RunRecord) -> dict[str, str]:
