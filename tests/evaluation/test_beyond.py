@@ -1,7 +1,6 @@
 """Corruptions and certificates of a row, against a linear network where both are known in closed form."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch

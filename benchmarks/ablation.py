@@ -1,0 +1,177 @@
+"""What each part of ANP-VS contributes, and what robustness costs as beta is swept: trained, measured, drawn.
+
+    python benchmarks/ablation.py --work RUNS [--table digits] [--seeds 3] [--only NAME ...]
+
+Trains every variant of TABLE/anp-vs with every seed (what is done is not done again), evaluates it on the test set with
+PGD and the strengthened PGD, on request with AutoAttack, and writes results/ablation.json, docs/ablation.svg and docs/pareto.svg.
+Nothing is chosen by these figures: a recipe is chosen by the validation split, and this shows what its parts do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from anp_vs import recipes
+from anp_vs.evaluation.row import evaluate_run
+from anp_vs.provenance import provenance
+from anp_vs.recipes import override
+from anp_vs.storage import write_atomically
+from anp_vs.training.run import train
+from anp_vs.training.run_directory import RunDirectory
+
+HOME = Path(__file__).resolve().parent.parent
+BASE = "anp-vs"
+PAPER = ("at", "at-vs", "anp", BASE)
+"""The ablation of the paper: with and without gates, with and without suppression."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain cross-entropies": {"method": {"adversarial_loss": "ce"}},
+    "MART inside": {"method": {"adversarial_loss": "mart"}},
+    "gates see V": {"method": {"gate_loss": "adversarial+vulnerability"}},
+    "no weight average": {"average": 0.0},
+    "no eps warm-up": {"eps_warmup": 0.0},
+    "gates learn to the end": {"decide_at": 1.0, "target_sparsity": None},
+    "one-cycle schedule": {"schedule": "onecycle"},
+    "pictures shifted": {"shift": 2},
+    "AWP": {"awp": 0.005},
+}
+"""What each changes of TABLE/anp-vs, one thing at a time."""
+BETAS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Factors of the recipe's beta; the gates are fixed when it is time for it, whatever the sparsity."""
+MEASURED = (
+    "clean_accuracy", "white_box_accuracy", "white_box_accuracy_strongest", "autoattack_accuracy",
+    "white_box_vulnerability", "sparsity_percent", "flops_reduction", "macs", "parameters", "train_seconds",
+)  # fmt: skip
+
+
+def plan(table: str) -> dict[str, recipes.Recipe]:
+    """Every variant by its name in the results."""
+    base = recipes.find(f"{table}/{BASE}")
+    chosen = {row: recipes.find(f"{table}/{row}") for row in (*PAPER, "trades")}
+    changes = VARIANTS | {
+        f"beta x {factor:g}": {"method": {"beta": factor * base.method.beta}, "target_sparsity": None}  # type: ignore[union-attr]
+        for factor in BETAS
+    }
+    for name, change in changes.items():
+        label = re.sub(r"[^a-z0-9.]+", "-", name.lower())
+        chosen[name] = override(base, {**change, "name": f"{table}-ablation/{label}"})
+    return chosen
+
+
+def measure(recipe: recipes.Recipe, work: Path, autoattack: int, data_root: str | None) -> dict[str, Any]:
+    """Train and evaluate one variant with one seed, unless that is done; returns its row."""
+    run = RunDirectory(RunDirectory.default(recipe, work))
+    if not run.finished:
+        train(recipe, out=run.path, quiet=True)
+    row = json.loads(run.evaluation.read_text()) if run.evaluation.exists() else None
+    if row is None or (row["autoattack_images"] or 0) < autoattack:
+        row = evaluate_run(run.path, autoattack=autoattack or None, masking=None, progress=False, data_root=data_root)
+    return {name: row[name] for name in MEASURED}
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means and standard deviations over seeds."""
+    result: dict[str, Any] = {}
+    for name in MEASURED:
+        if any(row[name] is None for row in rows):
+            continue
+        values = [float(row[name]) for row in rows]
+        result[name] = {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None, "values": values}
+    return result
+
+
+def draw(found: dict[str, dict[str, Any]], folder: Path) -> None:
+    """The two pictures, readable on white and on black."""
+    grey, blue, orange = "#888888", "#3b82c4", "#d9772b"
+    names = [name for name in (*PAPER[:-1], *VARIANTS, BASE) if name in found]
+    judge, judged = next(
+        (column, label)
+        for column, label in (("autoattack_accuracy", "AutoAttack"), ("white_box_accuracy_strongest", "strongest PGD"))
+        if all(column in figures for figures in found.values())
+    )
+    figure = Figure(figsize=(7.5, 0.32 * len(names) + 1), layout="constrained")
+    axes = figure.subplots()
+    for column, colour, label in (
+        ("clean_accuracy", grey, "clean"),
+        ("white_box_accuracy", blue, "PGD-40"),
+        (judge, orange, judged),
+    ):
+        means = [found[name][column]["mean"] for name in names]
+        spread = [found[name][column]["sd"] or 0 for name in names]
+        axes.errorbar(means, range(len(names)), xerr=spread, fmt="o", color=colour, capsize=3, label=label)
+    axes.set_yticks(range(len(names)), [f"{name}, as the recipe says" if name == BASE else name for name in names])
+    axes.set_xlabel("accuracy on the test set, %: mean and standard deviation over seeds")
+    finish(figure, axes, grey, folder / "ablation.svg")
+
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    swept = sorted((name for name in found if name.startswith("beta x ")), key=lambda name: float(name.split()[-1]))
+    groups = [("ANP-VS, beta swept", swept, "o-", blue), ("AT", ["at"], "s", orange), ("TRADES", ["trades"], "^", grey)]
+    for label, members, style, colour in groups:
+        members = [name for name in members if name in found]
+        x, y, error = (
+            [found[name][column][what] or 0 for name in members]
+            for column, what in (("macs", "mean"), (judge, "mean"), (judge, "sd"))
+        )
+        axes.errorbar(x, y, yerr=error, fmt=style, color=colour, capsize=3, label=label)
+        for name, at_x, at_y in zip(members, x, y, strict=True):
+            if name in swept:
+                axes.annotate(name.replace("beta ", ""), (at_x, at_y), (4, 5), textcoords="offset points", color=grey, fontsize=8)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlabel("multiply-accumulates of one image")
+    axes.set_ylabel(f"accuracy under {judged}, %")
+    finish(figure, axes, grey, folder / "pareto.svg")
+
+
+def finish(figure: Figure, axes: Any, grey: str, path: Path) -> None:
+    """Colours that do for a light and a dark page, and the file."""
+    axes.grid(visible=True, color=grey, alpha=0.25)
+    axes.tick_params(colors=grey)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(grey)
+    for side in ("right", "top"):
+        axes.spines[side].set_visible(False)
+    axes.xaxis.label.set_color(grey)
+    axes.yaxis.label.set_color(grey)
+    legend = axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    for text in legend.get_texts():
+        text.set_color(grey)
+    figure.savefig(path, transparent=True, metadata={"Date": None})
+
+
+def main() -> None:
+    """Parse and do."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of the run directories")
+    parser.add_argument(
+        "--table", default="digits", help="whose anp-vs is taken apart: digits, mnist-cpu, cifar10, ..."
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--autoattack", type=int, default=0, help="test images AutoAttack is run on; 0 for none")
+    parser.add_argument("--only", nargs="*", help="variants by name; all by default")
+    parser.add_argument("--data-root")
+    asked = parser.parse_args()
+    out = HOME / "results" / "ablation.json"
+    found: dict[str, Any] = {}
+    for name, recipe in plan(asked.table).items():
+        if asked.only and name not in asked.only:
+            continue
+        seeded = [override(recipe, {"seed": seed, "data_root": asked.data_root}) for seed in range(asked.seeds)]
+        found[name] = summary([measure(each, asked.work, asked.autoattack, asked.data_root) for each in seeded])
+        figures = ", ".join(f"{c} {found[name][c]['mean']:.2f}" for c in MEASURED[:3])
+        print(f"{name}: {figures}", flush=True)
+        facts = {"table": asked.table, "seeds": asked.seeds, "autoattack_images": asked.autoattack}
+        write_atomically(out, json.dumps({**facts, "variants": found, **provenance()}, indent=2).encode() + b"\n")
+    if not asked.only:
+        draw(found, HOME / "docs")
+
+
+if __name__ == "__main__":
+    main()
