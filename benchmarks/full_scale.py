@@ -18,8 +18,9 @@ from pathlib import Path
 
 FIRST = ("standard", "black-box-source", "anp-vs", "at", "trades")
 THEN = ("bp", "admm", "at-bnn", "pretraining", "pretrained-at")
-PLAN = [f"{table}/{row}" for rows in (FIRST, THEN) for table in ("cifar10", "mnist") for row in rows]
-PLAN += [f"cifar100/{row}" for row in (*FIRST, *THEN)]
+PLAN = [f"cifar10-gpu/{row}" for row in FIRST] + [f"mnist/{row}" for row in (*FIRST, *THEN)]
+PLAN += [f"{data}-gpu/{row}" for data, rows in (("cifar10", THEN), ("cifar100", (*FIRST, *THEN))) for row in rows]
+PLAN += [f"{data}/{row}" for data in ("cifar10", "cifar100") for row in (*FIRST, *THEN)]
 AUTOATTACK_IMAGES = 1000
 STOPPED = 130
 

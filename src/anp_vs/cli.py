@@ -199,7 +199,7 @@ class ReproduceCommand:
         table: mnist, cifar10 or cifar100.
         rows: which ones; the eight published rows by default.
         seeds: runs of each row, with the seeds 0, 1, ...
-        recipe: paper, 200 epochs as published; or cpu, reduced to what two CPU cores can train.
+        recipe: paper, 200 epochs as published; or reduced to what two CPU cores (cpu) or, CIFAR only, one GPU (gpu) can train.
         data_root: folder that holds the data sets; without it they are downloaded.
         out: folder of the run directories and of the report.
         autoattack: test images to run AutoAttack on; 0 for none.
@@ -214,7 +214,7 @@ class ReproduceCommand:
     table: Annotated[Literal["mnist", "cifar10", "cifar100"], tyro.conf.Positional]
     rows: tuple[str, ...] = ()
     seeds: int = 1
-    recipe: Literal["paper", "cpu"] = "cpu"
+    recipe: Literal["paper", "cpu", "gpu"] = "cpu"
     data_root: str | None = None
     out: Path = Path("runs")
     autoattack: int = 1000

@@ -16,9 +16,9 @@ def names(jobs: list[Job]) -> list[str]:
     return [job.name for job in jobs]
 
 
-@pytest.mark.parametrize("effort", ["paper", "cpu"])
-def test_every_job_stands_behind_what_it_needs_and_once(effort: str) -> None:
-    jobs = plan("mnist", seeds=3, effort=effort)
+@pytest.mark.parametrize(("table", "effort"), [("mnist", "paper"), ("mnist", "cpu"), ("cifar10", "gpu")])
+def test_every_job_stands_behind_what_it_needs_and_once(table: str, effort: str) -> None:
+    jobs = plan(table, seeds=3, effort=effort)
     seen: set[str] = set()
     for job in jobs:
         assert seen.issuperset(job.needs), job.name

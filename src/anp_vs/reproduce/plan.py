@@ -17,9 +17,9 @@ from anp_vs.training.run_directory import RunDirectory
 
 ROWS = ("standard", "bp", "at", "at-bnn", "pretrained-at", "admm", "trades", "anp-vs")
 """The rows of the published tables, in their order."""
-Effort = Literal["paper", "cpu"]
-"""Which recipes: as published, or reduced to what two CPU cores can train."""
-SUFFIX: dict[Effort, str] = {"paper": "", "cpu": "-cpu"}
+Effort = Literal["paper", "cpu", "gpu"]
+"""Which recipes: as published, or reduced to what two CPU cores or one GPU can train."""
+SUFFIX: dict[Effort, str] = {"paper": "", "cpu": "-cpu", "gpu": "-gpu"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def plan(
         table: mnist, cifar10 or cifar100.
         rows: recipes of the table; the published rows by default.
         seeds: runs of each row, with the seeds 0, 1, ...
-        effort: `paper` or `cpu`.
+        effort: `paper`, `cpu` or `gpu`.
         root: folder of the run directories.
         data_root: folder that holds the data sets; None downloads them.
         autoattack: test images to run AutoAttack on, 0 for none.
