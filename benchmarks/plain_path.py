@@ -68,8 +68,8 @@ def run(recipe: Recipe, way: str, root: Path) -> dict[str, float]:
     before, start = recipes.prerequisite(recipe), None
     if before is not None:
         place = train(before, out=RunDirectory.default(before, root), device="cpu", quiet=True).path
-        network = place / "network.safetensors"
-        start = serialization.read_tensors(network, serialization.read_card(network))
+        saved = place / "network.safetensors"
+        start = serialization.read_tensors(saved, serialization.read_card(saved))
     recipe = replace(recipe, **CHANGES[way])
     dataset = load_data(recipe.data, recipe.data_root, validation=recipe.validation)
     kind = PlainTrainer if way == "plain" else Trainer
