@@ -277,16 +277,22 @@ def inference(name: str, repeats: int) -> dict[str, Any]:
     return found
 
 
-def memory(name: str) -> dict[str, Any]:
-    """Peak memory of a process that attacks, in MiB above what it had before, for the plain loop and for ours."""
-    mebibytes = {}
-    for who in ("plain loop", "anp-vs"):
-        code = f"from speed import attack_once; attack_once({name!r}, {who!r})"
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-        mebibytes[who] = float(done.stdout.split()[-1])
-    return {f"memory_{name.split('-')[0].removesuffix('5')}": {"mebibytes": mebibytes}}
+def memory(name: str, repeats: int) -> dict[str, Any]:
+    """Peak memory of a process that attacks, in MiB above what it had before, for the plain loop and for ours.
+
+    The median of several processes in turns: where the allocator puts things differs from one to the next.
+    """
+    mebibytes: dict[str, list[float]] = {"plain loop": [], "anp-vs": []}
+    for _ in range(repeats):
+        for who, found in mebibytes.items():
+            code = f"from speed import attack_once; attack_once({name!r}, {who!r})"
+            done = subprocess.run(
+                [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            )
+            found.append(float(done.stdout.split()[-1]))
+    medians = {who: round(statistics.median(found), 1) for who, found in mebibytes.items()}
+    ranges = {who: [round(min(found), 1), round(max(found), 1)] for who, found in mebibytes.items()}
+    return {f"memory_{name.split('-')[0].removesuffix('5')}": {"mebibytes": medians, "least_and_most": ranges}}
 
 
 def attack_once(name: str, who: str) -> None:
@@ -384,7 +390,7 @@ def main() -> None:
     work = [("attacks", partial(attacks_and_steps, name, asked.repeats)) for name in asked.networks] + [
         ("inference", partial(inference, name, asked.repeats)) for name in asked.networks
     ]
-    work += [("memory", partial(memory, name)) for name in asked.networks]
+    work += [("memory", partial(memory, name, asked.repeats)) for name in asked.networks]
     work += [("run", partial(whole_run, asked.repeats))]
     for part in (part for name, part in work if name in asked.parts):
         for key, value in part().items():
