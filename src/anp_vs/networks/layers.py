@@ -54,7 +54,7 @@ class Dropout(nn.Module):
         keep = keep.bernoulli_(1 - self.probability).div_(1 - self.probability)[rank]
         if features.dim() == 4 and features.is_contiguous(memory_format=torch.channels_last):
             keep = keep.contiguous(memory_format=torch.channels_last)  # one layout: else both products are slow
-        return (features.unflatten(0, (self.copies, -1)) * keep).flatten(0, 1)
+        return (torch.unflatten(features, 0, (self.copies, -1)) * keep).flatten(0, 1)
 
     def extra_repr(self) -> str:
         """The probability."""

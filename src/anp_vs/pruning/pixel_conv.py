@@ -46,7 +46,7 @@ def input_gradient(gradient: Tensor, weight: Tensor, shape: torch.Size, padding:
     kernel = weight.shape[2:]
     rows, columns = gradient.shape[2:]
     total = gradient.new_zeros(batch, channels, height + 2 * padding, width + 2 * padding)
-    for part, sums in zip(gradient.split(AT_ONCE), total.split(AT_ONCE), strict=True):
+    for part, sums in zip(torch.split(gradient, AT_ONCE), torch.split(total, AT_ONCE), strict=True):
         flat = part.permute(0, 2, 3, 1).reshape(len(part), rows * columns, len(weight))
         spread = torch.matmul(weight.flatten(1).t(), flat.transpose(1, 2))
         spread = spread.view(len(part), channels, *kernel, rows, columns)
