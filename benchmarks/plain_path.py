@@ -89,26 +89,25 @@ def run(recipe: Recipe, way: str, root: Path) -> dict[str, float]:
     return dict(zip(FIGURES, (100 * clean, 100 * robust, sparsity, seconds), strict=True))
 
 
-def summary(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+def summary(runs: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:
     """Mean and standard deviation over seeds of each way, and of each other way's difference to the plain one.
 
     Args:
-        runs: way -> the figures of each seed, in one order.
+        runs: way -> seed -> figures.
     """
 
-    def spread(values: list[float]) -> dict[str, float]:
-        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-        return {"mean": round(statistics.fmean(values), 3), "standard_deviation": round(deviation, 3)}
+    def spread(values: list[float]) -> dict[str, float | int | None]:
+        deviation = round(statistics.stdev(values), 3) if len(values) > 1 else None
+        return {"mean": round(statistics.fmean(values), 3), "standard_deviation": deviation, "seeds": len(values)}
 
-    ways = {way: {name: spread([r[name] for r in found]) for name in FIGURES} for way, found in runs.items()}
-    differences = {
-        f"{way} - plain": {
-            name: spread([a[name] - b[name] for a, b in zip(found, runs["plain"], strict=False)]) for name in FIGURES
-        }
-        for way, found in runs.items()
-        if way != "plain" and runs.get("plain")
-    }
-    return ways | differences
+    found: dict[str, Any] = {}
+    for way, by_seed in runs.items():
+        found[way] = {name: spread([figures[name] for figures in by_seed.values()]) for name in FIGURES}
+    for way in sorted(runs.keys() - {"plain"}):
+        pairs = [(runs[way][seed], figures) for seed, figures in runs.get("plain", {}).items() if seed in runs[way]]
+        if pairs:
+            found[f"{way} - plain"] = {name: spread([a[name] - b[name] for a, b in pairs]) for name in FIGURES}
+    return found
 
 
 def main() -> None:
@@ -139,7 +138,7 @@ def main() -> None:
                 figures = run(recipe, way, asked.work)
                 done[str(seed)] = {key: round(value, 3) for key, value in figures.items()}
                 print(name, way, f"seed {seed}", json.dumps(done[str(seed)]), flush=True)
-                found["summary"] = summary({w: list(d.values()) for w, d in found["runs"].items()})
+                found["summary"] = summary({way: by_seed for way, by_seed in found["runs"].items() if by_seed})
                 source = provenance()
                 found |= {"machine": source["hardware"], "command": source["command"], "commit": source["commit"]}
                 asked.out.parent.mkdir(parents=True, exist_ok=True)

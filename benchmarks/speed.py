@@ -405,6 +405,7 @@ def main() -> None:
     results = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     source = provenance()
     facts = {"machine": source["hardware"], "command": source["command"], "commit": source["commit"]}
+    facts["clock"] = "processor" if torch.get_num_threads() == 1 else "wall"
     work = [("pgd", partial(pgd, name, asked.repeats)) for name in asked.networks]
     work += [("steps", partial(training_steps, name, asked.repeats)) for name in asked.networks]
     work += [("inference", partial(inference, name, asked.repeats)) for name in asked.networks]
