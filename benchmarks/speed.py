@@ -45,6 +45,7 @@ from anp_vs.training.tuning import SMALL_MACS
 BATCH = 128
 SETTINGS = {"lenet5-caffe": (0.3, 0.01, 20), "vgg16": (8 / 255, 2 / 255, 2)}
 """eps, step, steps. VGG-16 takes two steps: a step is what is compared, and it takes a second."""
+PARTS = ("pgd", "steps", "inference", "memory", "run")
 UNITS = Path(__file__).resolve().parent.parent / "results" / "anp_vs_units.json"
 Contestant = Callable[[], object]
 TWINS: WeakKeyDictionary[nn.Module, Twin] = WeakKeyDictionary()
@@ -117,15 +118,20 @@ def peers(
     return found
 
 
+def clock() -> float:
+    """Seconds; of one thread its processor's, so that other processes on that core do not count."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def take_turns(contestants: dict[str, Contestant], repeats: int) -> dict[str, list[float]]:
     """Seconds of each contestant in each turn, after one turn to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(repeats + 1):
         for name, run in contestants.items():
-            began = time.perf_counter()
+            began = clock()
             run()
             if turn:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(clock() - began)
     return seconds
 
 
@@ -180,14 +186,32 @@ def pruned(name: str, share: float) -> nn.Module:
     return compact(with_units(name, widths))
 
 
-def attacks_and_steps(name: str, repeats: int) -> dict[str, Any]:
-    """PGD and a step of adversarial training on the dense network."""
+def pgd(name: str, repeats: int) -> dict[str, Any]:
+    """PGD on the dense network against that of every peer."""
     short = name.split("-")[0].removesuffix("5")
     network, laid_out = build(name).eval(), build(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, labels = torch.rand(BATCH, *network.input_shape), torch.randint(0, 10, (BATCH,))  # type: ignore[misc]
     budget = SETTINGS[name]
     attacks = peers(network, images, labels, *budget)
     attacks["anp-vs"] = lambda: ours(laid_out, images, labels, *budget)
+    seconds = take_turns(attacks, repeats)
+    found = {f"pgd_{short}": compare(seconds)}
+    if "adv-lib" in seconds:
+        found[f"pgd_{short}_adv_lib"] = compare({who: seconds[who] for who in ("adv-lib", "anp-vs")})
+    gflop = 3 * 2 * macs(network, images[:1]) * BATCH * budget[2] / 1e9  # forward, and the gradient: as much again
+    found[f"pgd_{short}"]["share_of_matrix_peak"] = {
+        who: round(2 / 3 * gflop / value / matrix_peak(), 3)
+        for who, value in found[f"pgd_{short}"]["median_seconds"].items()
+    }
+    return found
+
+
+def training_steps(name: str, repeats: int) -> dict[str, Any]:
+    """A step of adversarial training on the dense network."""
+    short = name.split("-")[0].removesuffix("5")
+    network, laid_out = build(name).eval(), build(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images, labels = torch.rand(BATCH, *network.input_shape), torch.randint(0, 10, (BATCH,))  # type: ignore[misc]
+    budget = SETTINGS[name]
     peer = fastest_peer(network, images, labels, budget)
     first = frozenset(on_pixels(Graph(laid_out, example_for(laid_out)).points)[1])
     steps: dict[str, Contestant] = {
@@ -195,13 +219,7 @@ def attacks_and_steps(name: str, repeats: int) -> dict[str, Any]:
         "torchattacks": lambda: training_step(network, peer, images, labels, budget),
         "anp-vs": lambda: training_step(laid_out, ours, images, labels, budget),
     }
-    found = {f"pgd_{short}": compare(take_turns(attacks, repeats))}
-    gflop = 3 * 2 * macs(network, images[:1]) * BATCH * budget[2] / 1e9  # forward, and the gradient: as much again
-    found[f"pgd_{short}"]["share_of_matrix_peak"] = {
-        who: round(2 / 3 * gflop / seconds / matrix_peak(), 3)
-        for who, seconds in found[f"pgd_{short}"]["median_seconds"].items()
-    }
-    found[f"at_{short}"] = compare(take_turns(steps, repeats))
+    found = {f"at_{short}": compare(take_turns(steps, repeats))}
     if macs(network, images[:1]) > SMALL_MACS:  # where training chooses its precision by measuring
         low = partial(ours, precision="bfloat16")
 
@@ -277,16 +295,22 @@ def inference(name: str, repeats: int) -> dict[str, Any]:
     return found
 
 
-def memory(name: str) -> dict[str, Any]:
-    """Peak memory of a process that attacks, in MiB above what it had before, for the plain loop and for ours."""
-    mebibytes = {}
-    for who in ("plain loop", "anp-vs"):
-        code = f"from speed import attack_once; attack_once({name!r}, {who!r})"
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-        mebibytes[who] = float(done.stdout.split()[-1])
-    return {f"memory_{name.split('-')[0].removesuffix('5')}": {"mebibytes": mebibytes}}
+def memory(name: str, repeats: int) -> dict[str, Any]:
+    """Peak memory of a process that attacks, in MiB above what it had before, for the plain loop and for ours.
+
+    The median of several processes in turns: where the allocator puts things differs from one to the next.
+    """
+    mebibytes: dict[str, list[float]] = {"plain loop": [], "anp-vs": []}
+    for _ in range(repeats):
+        for who, found in mebibytes.items():
+            code = f"from speed import attack_once; attack_once({name!r}, {who!r})"
+            done = subprocess.run(
+                [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            )
+            found.append(float(done.stdout.split()[-1]))
+    medians = {who: round(statistics.median(found), 1) for who, found in mebibytes.items()}
+    ranges = {who: [round(min(found), 1), round(max(found), 1)] for who, found in mebibytes.items()}
+    return {f"memory_{name.split('-')[0].removesuffix('5')}": {"mebibytes": medians, "least_and_most": ranges}}
 
 
 def attack_once(name: str, who: str) -> None:
@@ -312,9 +336,9 @@ def matrix_peak(size: int = 2048) -> float:
     """GFLOP/s of a float32 matrix product here, the best of some."""
     matrix, best = torch.rand(size, size), 0.0
     for _ in range(8):
-        began = time.perf_counter()
+        began = clock()
         torch.matmul(matrix, matrix)
-        best = max(best, 2 * size**3 / (time.perf_counter() - began) / 1e9)
+        best = max(best, 2 * size**3 / (clock() - began) / 1e9)
     return best
 
 
@@ -369,7 +393,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--networks", nargs="*", default=list(SETTINGS))
     parser.add_argument("--out", type=Path, default=Path("results/speed.json"))
-    parser.add_argument("--parts", nargs="*", default=["attacks", "inference", "memory", "run"])
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--draw", type=Path, help="only draw what --out holds, as this file")
     asked = parser.parse_args()
     if asked.draw:
@@ -381,10 +405,11 @@ def main() -> None:
     results = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     source = provenance()
     facts = {"machine": source["hardware"], "command": source["command"], "commit": source["commit"]}
-    work = [("attacks", partial(attacks_and_steps, name, asked.repeats)) for name in asked.networks] + [
-        ("inference", partial(inference, name, asked.repeats)) for name in asked.networks
-    ]
-    work += [("memory", partial(memory, name)) for name in asked.networks]
+    facts["clock"] = "processor" if torch.get_num_threads() == 1 else "wall"
+    work = [("pgd", partial(pgd, name, asked.repeats)) for name in asked.networks]
+    work += [("steps", partial(training_steps, name, asked.repeats)) for name in asked.networks]
+    work += [("inference", partial(inference, name, asked.repeats)) for name in asked.networks]
+    work += [("memory", partial(memory, name, asked.repeats)) for name in asked.networks]
     work += [("run", partial(whole_run, asked.repeats))]
     for part in (part for name, part in work if name in asked.parts):
         for key, value in part().items():

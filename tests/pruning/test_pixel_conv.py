@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from anp_vs.pruning.pixel_conv import PixelConv2d, suits
+from anp_vs.pruning.pixel_conv import AT_ONCE, PixelConv2d, suits
 
 
 @given(
+    batch=st.sampled_from([1, 2, AT_ONCE + 1]),
     channels=st.integers(1, 3),
     out=st.integers(1, 5),
     kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
@@ -20,13 +21,13 @@ from anp_vs.pruning.pixel_conv import PixelConv2d, suits
     channels_last=st.booleans(),
 )
 def test_value_and_gradient(
-    channels: int, out: int, kernel: tuple[int, int], padding: int, size: tuple[int, int], bias: bool,
+    batch: int, channels: int, out: int, kernel: tuple[int, int], padding: int, size: tuple[int, int], bias: bool,
     channels_last: bool,
 ) -> None:  # fmt: skip
     convolution = nn.Conv2d(channels, out, kernel, padding=padding, bias=bias).double()
     assert suits(convolution)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    images = torch.randn(2, channels, *size, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    images = torch.randn(batch, channels, *size, dtype=torch.float64).to(memory_format=layout).requires_grad_()
     wanted = functional.conv2d(images, convolution.weight, convolution.bias, padding=padding)
     found = PixelConv2d(convolution)(images)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from anp_vs.errors import InputError
 
@@ -71,7 +72,9 @@ def distortion(features: dict[str, Tensor], reduction: Reduction = "mean") -> Te
     terms = []
     for latent in features.values():
         clean, adversarial = latent.chunk(2)
-        difference = (clean - adversarial).abs()
+        # |clean - adversarial|; holds nothing for its gradient but the two, which the network holds anyway.
+        with torch.autocast(latent.device.type, enabled=False):  # in the features' precision, not converted first
+            difference = functional.l1_loss(clean, adversarial, reduction="none")
         # Sums of many small values need float32, whatever precision the features have.
         dtype = torch.promote_types(difference.dtype, torch.float32)
         mean = difference.mean(dtype=dtype) if reduction == "mean" else difference.flatten(1).sum(1, dtype=dtype).mean()

@@ -5,7 +5,7 @@ CPU the input gradient of LeNet's first layer alone takes two fifths of a PGD st
 
     d/dx[b, i, y, x] = sum over (dy, dx) of ( W^T g )[b, (i, dy, dx), y - dy, x - dx]
 
-one small matrix product and k^2 shifted additions.
+one small matrix product and k^2 shifted additions, for a part of the batch at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+AT_ONCE = 32
+"""Images whose products are held at a time, k^2 times their memory: fewer are slower, more only hold more."""
 
 
 class _PixelConvolution(torch.autograd.Function):
@@ -42,13 +45,14 @@ def input_gradient(gradient: Tensor, weight: Tensor, shape: torch.Size, padding:
     batch, channels, height, width = shape
     kernel = weight.shape[2:]
     rows, columns = gradient.shape[2:]
-    flat = gradient.permute(0, 2, 3, 1).reshape(batch, rows * columns, -1)
-    spread = torch.matmul(weight.flatten(1).t(), flat.transpose(1, 2))
-    spread = spread.view(batch, channels, *kernel, rows, columns)
     total = gradient.new_zeros(batch, channels, height + 2 * padding, width + 2 * padding)
-    for dy in range(kernel[0]):
-        for dx in range(kernel[1]):
-            total[:, :, dy : dy + rows, dx : dx + columns] += spread[:, :, dy, dx]
+    for part, sums in zip(torch.split(gradient, AT_ONCE), torch.split(total, AT_ONCE), strict=True):
+        flat = part.permute(0, 2, 3, 1).reshape(len(part), rows * columns, len(weight))
+        spread = torch.matmul(weight.flatten(1).t(), flat.transpose(1, 2))
+        spread = spread.view(len(part), channels, *kernel, rows, columns)
+        for dy in range(kernel[0]):
+            for dx in range(kernel[1]):
+                sums[:, :, dy : dy + rows, dx : dx + columns] += spread[:, :, dy, dx]
     return total[:, :, padding : padding + height, padding : padding + width]
 
 
