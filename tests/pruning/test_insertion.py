@@ -335,6 +335,17 @@ def test_a_forward_pass_that_asks_for_sizes(ask: str) -> None:
     assert_same_function(network, compact(network), images)
 
 
+def test_batch_normalisation_over_many_gpus_is_batch_normalisation() -> None:
+    layers = [nn.Conv2d(3, 8, 3), nn.SyncBatchNorm(8), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.AdaptiveAvgPool2d(1)]
+    network = perturb(nn.Sequential(*layers, nn.Flatten(), nn.Linear(6, 5))).double().eval()
+    images = torch.rand(2, 3, 12, 12, dtype=torch.float64)
+    insert_gates(network, images)
+    kill(network, MOST_DEAD)
+    small = compact(network, images)
+    assert_same_function(network, small, images)
+    assert small[1].num_features < 8
+
+
 def test_what_keeps_channels_whole_is_named() -> None:
     conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3))
     layers = [nn.Conv2d(3, 8, 3), conv, nn.ReLU(), nn.Conv2d(8, 8, 1), nn.GroupNorm(1, 8), nn.Conv2d(8, 8, 1)]
