@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -76,8 +77,8 @@ def main() -> None:
     result = {
         "run": recipe.name, "seed": recipe.seed, "network": recipe.network, "images": len(labels),
         "attack": f"PGD-{attack.steps} on the float network, eps {attack.eps}, transferred to every format",
-        "threads": torch.get_num_threads(), "formats": lines, **provenance(),
-        "command": f"python benchmarks/export.py runs/{asked.run.name} --data-root DATA --images {len(labels)}",
+        "threads": torch.get_num_threads(), "load_average": os.getloadavg()[0], "formats": lines, **provenance(),
+        "command": f"python benchmarks/export.py runs/{recipe.name}/seed{recipe.seed} --data-root DATA --images {len(labels)}",
     }  # fmt: skip
     asked.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(lines, indent=2))

@@ -162,12 +162,13 @@ def test_a_mistake_is_one_paragraph_with_the_value_and_the_remedy(
 ) -> None:
     monkeypatch.setattr(run, "load_data", __import__("anp_vs.data").data.load)
     paragraph(anp_vs(*line.split()), pattern)
-    assert not list(Path().rglob("recipe.yaml"))
+    assert not list(Path().iterdir())  # nothing is left behind
 
 
 def test_a_gpu_where_none_is(anp_vs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    paragraph(anp_vs("train", "digits/at", "--device", "cuda"), "GPU was asked for .* Use device cpu or auto")
+    for words in (("train", "digits/at"), ("reproduce", "mnist")):
+        paragraph(anp_vs(*words, "--device", "cuda"), "GPU was asked for .* Use device cpu or auto")
 
 
 @pytest.mark.parametrize(

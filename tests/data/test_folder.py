@@ -1,6 +1,7 @@
 """Folders of pictures, decoded on demand."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,48 @@ def test_batches_are_decoded_ahead_and_no_further(path: Path) -> None:
     next(stream)
     assert asked == [0, 1, 2, 3]
     stream.close()
+
+
+def test_the_batch_to_come_is_decoded_meanwhile_and_only_that(path: Path) -> None:
+    """What is announced is decoded without being asked for, the same pictures come out, and one batch is held."""
+    whole = opened(path).train
+    memory, split = whole.images, opened(path).train
+    assert isinstance(split, LazySplit)
+    begun: list[int] = []
+    decode, arrived = split._decode, threading.Semaphore(0)
+
+    def noted(number: int) -> torch.Tensor:
+        begun.append(number)
+        try:
+            return decode(number)
+        finally:
+            arrived.release()
+
+    split._decode = noted
+    first, second = torch.tensor([3, 1, 4]), torch.tensor([5, 9])
+    split.prepare(first)
+    for _ in first:
+        assert arrived.acquire(timeout=10)
+    assert torch.equal(split.batch(first), memory[first])
+    assert len(begun) == 3
+    split.prepare(first)
+    split.prepare(second)  # in place of the one before
+    assert torch.equal(split.batch(second), memory[second])
+    split.prepare(first)
+    assert torch.equal(split.batch(second), memory[second])  # not what was announced
+    split.prepare(first)
+    split.close()
+    assert torch.equal(split.batch(first), memory[first])
+
+
+def test_a_picture_damaged_later_is_named_where_its_batch_is_used(path: Path) -> None:
+    split = opened(path).test
+    (path / "test/blue/3.png").write_bytes(b"")
+    everything = torch.arange(len(split))
+    split.prepare(everything)
+    assert len(split.subset(everything)) == len(split)
+    with pytest.raises(DataError, match=r"test/blue/3\.png cannot be decoded"):
+        split.batch(everything)
 
 
 def test_images_larger_than_memory_are_refused_as_a_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """A loaded network goes into the field's other tools as it is: [0, 1] images in, logits out. Skipped where not installed."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anp_vs import compact, load, save
+from anp_vs import compact, insert_gates, load, save
+from anp_vs.cli import main
+from anp_vs.data import load as load_data
+from anp_vs.evaluation.models import find_model
 from anp_vs.networks import build
-from pruning.patterns import perturb
+from data.pictures import plain
+from pruning.patterns import assert_same_function, kill, parameters, perturb
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 EPS = 0.1
@@ -78,3 +83,40 @@ def test_robustbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clean, robust = evaluate.benchmark(network, n_examples=4, dataset="cifar10", threat_model="Linf", eps=8 / 255)
     assert clean == 1.0
     assert 0 <= robust <= clean
+
+
+ZOO = "robustbench.model_zoo.cifar10:Wong2020FastNet"
+"""PreActResNet-18 with its normalisation inside, as their zoo builds it; its weights are random here."""
+
+
+def test_a_network_of_robustbench_is_evaluated(tmp_path: Path) -> None:
+    """`anp-vs evaluate module:factory` takes their zoo's class as it is; the clean accuracy is the one they count."""
+    theirs: Any = pytest.importorskip("robustbench.utils")
+    torch.manual_seed(0)
+    pictures = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8)
+    for split in ("train", "test"):
+        for label in range(10):
+            folder = tmp_path / split / str(label)
+            folder.mkdir(parents=True)
+            for number in range(2):
+                plain(tuple(pictures[label, :, number, number].tolist()), (32, 32)).save(folder / f"{number}.png")
+    out = tmp_path / "row.json"
+    words = ["evaluate", ZOO, "--data", f"folder:{tmp_path}", "--eps", "0.0314", "--limit", "8", "--steps", "2"]
+    torch.manual_seed(1)
+    assert main([*words, "--masking", "0", "--device", "cpu", "--out", str(out)]) == 0
+    row = json.loads(out.read_text())
+    torch.manual_seed(1)
+    test = load_data(f"folder:{tmp_path}").test.head(8)
+    clean = theirs.clean_accuracy(find_model(ZOO).network.eval(), test.images / 255, test.labels)
+    assert row["clean_accuracy"] == pytest.approx(100 * clean)
+    assert row["white_box_accuracy"] <= row["clean_accuracy"]
+
+
+def test_a_network_of_robustbench_is_pruned() -> None:
+    pytest.importorskip("robustbench.eval")
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    network = perturb(insert_gates(find_model(ZOO).network.double(), images))
+    kill(network, (0, dict.fromkeys(range(4), 0.7)))
+    small = compact(network, images)
+    assert_same_function(network, small, images)
+    assert parameters(small) < parameters(network) / 2

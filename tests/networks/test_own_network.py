@@ -72,3 +72,15 @@ def test_images_that_a_network_does_not_take_are_refused_with_the_remedy() -> No
 def test_residual_networks_are_what_build_makes() -> None:
     assert isinstance(build("resnet18", 3), ResNet18)
     assert isinstance(build("preactresnet18", 3), PreActResNet18)
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_images_that_are_no_floating_point_numbers_are_refused(name: str) -> None:
+    if name == "wideresnet28-10":
+        pytest.skip("as wideresnet28-4, and large")
+    network = build(name).eval()
+    images = torch.randint(0, 256, (2, *network.input_shape), dtype=torch.uint8)  # type: ignore[misc]
+    with pytest.raises(InputError, match=r"images are torch\.uint8.*float\(\) / 255"):
+        network(images)
+    traced = torch.fx.symbolic_trace(network)
+    torch.testing.assert_close(traced(images / 255), network(images / 255))

@@ -294,6 +294,67 @@ def test_a_number_of_channels_written_into_the_forward_pass_stays(written: bool)
     assert_same_function(network, compact(network), example)
 
 
+class AsksForSizes(nn.Module):
+    """Loops over shapes and branches on sizes, and an optional argument, as networks in the field do."""
+
+    def __init__(self, ask: str) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 6, 3)
+        self.head = nn.Linear(6, 5)
+        self.ask = ask
+
+    def forward(self, x: Tensor, features_only: bool = False) -> Tensor:
+        x = functional.relu(self.two(functional.relu(self.one(x))))
+        if self.ask == "starred":
+            x = x.reshape(*x.shape[:2], -1).view(*x.shape)
+        elif self.ask == "loop":
+            area = 1
+            for length in x.shape[2:]:
+                area = area * length
+            x = x.reshape(x.size(0), x.size(1), area).view(x.size(0), -1, x.size(2), x.size(3))
+        elif self.ask == "side" and x.shape[-1] % 2 == 0:
+            x = functional.avg_pool2d(x, 2)
+        elif self.ask == "channels" and x.shape[1] == 6:  # true only as long as all six are there
+            x = -x
+        if features_only:
+            return x
+        result: Tensor = self.head(functional.relu(self.three(x)).mean((2, 3)))
+        return result
+
+
+@pytest.mark.parametrize("ask", ["starred", "loop", "side", "channels"])
+def test_a_forward_pass_that_asks_for_sizes(ask: str) -> None:
+    network = perturb(AsksForSizes(ask)).double()
+    example = torch.rand(2, 3, 12, 12, dtype=torch.float64)
+    reasons = {d.layer: d.reason for d in explain(network, example)}
+    assert reasons["two"] == reasons["head"] == "gated"
+    assert ("whole" in reasons["three"]) == (ask == "channels")
+    insert_gates(network, example)
+    kill(network, MOST_DEAD)
+    images = torch.rand(5, 3, 12, 12, dtype=torch.float64)
+    assert_same_function(network, compact(network), images)
+
+
+def test_batch_normalisation_over_many_gpus_is_batch_normalisation() -> None:
+    layers = [nn.Conv2d(3, 8, 3), nn.SyncBatchNorm(8), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.AdaptiveAvgPool2d(1)]
+    network = perturb(nn.Sequential(*layers, nn.Flatten(), nn.Linear(6, 5))).double().eval()
+    images = torch.rand(2, 3, 12, 12, dtype=torch.float64)
+    insert_gates(network, images)
+    kill(network, MOST_DEAD)
+    small = compact(network, images)
+    assert_same_function(network, small, images)
+    assert small[1].num_features < 8
+
+
+def test_what_keeps_channels_whole_is_named() -> None:
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3))
+    layers = [nn.Conv2d(3, 8, 3), conv, nn.ReLU(), nn.Conv2d(8, 8, 1), nn.GroupNorm(1, 8), nn.Conv2d(8, 8, 1)]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    reasons = {d.layer: d.reason for d in explain(network, torch.rand(2, 3, 12, 12))}
+    assert "remove_parametrizations" in reasons["3"]
+    assert "normalises channels by one another" in reasons["5"]
+
+
 class Odd(nn.Module):
     """A convolution between two others, whose output meets an operation."""
 
@@ -391,6 +452,8 @@ class Restless(nn.Module):
         (nn.Sequential(nn.Flatten(), nn.Softmax(1)), "no parameters"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), "logits N x K"),
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()), "does not accept an example"),
+        (nn.DataParallel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())), "is a DataParallel.*wrap the result"),
+        (torch.compile(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), backend="eager"), "is a OptimizedModule"),
     ],
 )
 def test_refused_with_the_reason(network: nn.Module, message: str) -> None:

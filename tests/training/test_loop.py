@@ -1,6 +1,7 @@
 """The loop: stopped and resumed bit for bit, gradients where they belong, units taken out with all their state."""
 
 import copy
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
+from anp_vs.data.lazy import LazySplit
 from anp_vs.errors import RunError
 from anp_vs.methods import METHODS
 from anp_vs.pruning.gate import gate_parameters, gates, weight_parameters
@@ -314,3 +317,34 @@ def test_a_loss_that_is_not_finite_stops_before_the_step() -> None:
 def test_a_batch_larger_than_the_training_set_is_refused() -> None:
     with pytest.raises(RunError, match="64 images, fewer than one batch of 65"):
         Trainer(recipe(batch_size=65), digits(), Fabric(accelerator="cpu", devices=1))
+
+
+def test_pictures_are_decoded_while_the_step_before_computes() -> None:
+    """On a split that decodes, a run is the one in memory bit for bit, and asks for no batch it has not announced."""
+    memory = digits()
+    images, labels = memory.train.images, memory.train.labels
+    announced: list[list[int]] = []
+
+    class Watched(LazySplit):
+        def prepare(self, indices: Tensor) -> None:
+            announced.append(indices.tolist())
+            super().prepare(indices)
+
+        def batch(self, indices: Tensor) -> Tensor:
+            assert announced[-1:] in ([indices.tolist()], [])  # the first one comes unannounced
+            return super().batch(indices)
+
+        def to(self, device: torch.device | str) -> LazySplit:
+            return self
+
+    lazy = Watched(lambda n: images[n], torch.arange(len(images)), labels, memory.train.shape, workers=2)
+    held = LazySplit(
+        lambda n: memory.validation.images[n], torch.arange(32), memory.validation.labels, memory.train.shape, workers=2
+    )
+    dataset = dataclasses.replace(memory, train=lazy, validation=held)
+    decoding = finish(Trainer(recipe("anp-vs"), dataset, Fabric(accelerator="cpu", devices=1)))
+    plain = finish(trainer("anp-vs"))
+    assert len(announced) == STEPS - 1
+    assert decoding.validate() == plain.validate()
+    equal(timeless(decoding), timeless(plain))
+    decoding.close()

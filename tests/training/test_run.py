@@ -251,6 +251,19 @@ def waited(file: Path, process: BaseProcess | None = None, seconds: float = 120)
         time.sleep(0.01)
 
 
+def test_a_refused_run_leaves_nothing_behind(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for place in (tmp_path / "made" / "by" / "us", mine):
+        with pytest.raises(RunError, match="fewer than one batch"):
+            run.train(recipe(batch_size=500), out=place, quiet=True)
+    assert list(tmp_path.rglob("*")) == [mine]
+    (mine / "note").write_text("kept")
+    with RunDirectory(mine):
+        pass
+    assert sorted(entry.name for entry in mine.iterdir()) == ["lock", "note"]
+
+
 @pytest.mark.parametrize("place", ["file/run", "file"])
 def test_a_place_that_cannot_be_a_directory_is_refused(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")

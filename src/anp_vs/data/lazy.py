@@ -46,6 +46,7 @@ class LazySplit(Split):
         self._workers = workers
         self._device = torch.device(device)
         self._images: Tensor | None = None
+        self._prepared: tuple[Tensor, list[Future[Tensor]]] | None = None
 
     @property
     def images(self) -> Tensor:
@@ -77,7 +78,25 @@ class LazySplit(Split):
         """
         if self._images is not None:
             return self._images[indices.to(self._device)]
+        announced, self._prepared = self._prepared, None
+        if announced is not None and torch.equal(announced[0], indices.cpu()):
+            return self._finish(announced[1])
+        _cancel(announced)
         return self._finish(self._start(indices))
+
+    def prepare(self, indices: Tensor) -> None:
+        """Start to decode the batch that will be asked for next; one at a time, so memory stays bounded.
+
+        A picture that cannot be decoded raises where the batch is asked for.
+        """
+        if self._images is None:
+            self.close()
+            self._prepared = indices.cpu(), self._start(indices)
+
+    def close(self) -> None:
+        """Stop decoding the batch that was announced."""
+        announced, self._prepared = self._prepared, None
+        _cancel(announced)
 
     def batches(self, order: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """(images, labels) of each batch of `order` in turn, the next two being decoded meanwhile."""
@@ -90,9 +109,8 @@ class LazySplit(Split):
             while ahead:
                 yield self._labelled(*ahead.popleft())
         finally:
-            for _, started in ahead:
-                for future in started:
-                    future.cancel()
+            for announced in ahead:
+                _cancel(announced)
 
     def to(self, device: torch.device | str) -> "LazySplit":
         """The same split, its batches put on another device."""
@@ -100,7 +118,9 @@ class LazySplit(Split):
 
     def subset(self, indices: Tensor) -> "LazySplit":
         """The images with these numbers, in the order given; nothing is decoded."""
-        return self._like(self._numbers[indices.cpu()], self.labels[indices.to(self._device)], self._device)
+        part = self._like(self._numbers[indices.cpu()], self.labels[indices.to(self._device)], self._device)
+        part._images = None if self._images is None else self.batch(indices)
+        return part
 
     def _like(self, numbers: Tensor, labels: Tensor, device: torch.device | str) -> "LazySplit":
         return LazySplit(self._decode, numbers, labels, self._shape, workers=self._workers, device=device)
@@ -121,6 +141,11 @@ class LazySplit(Split):
 
     def _labelled(self, indices: Tensor, started: list[Future[Tensor]]) -> tuple[Tensor, Tensor]:
         return self._finish(started), self.labels[indices.to(self._device)]
+
+
+def _cancel(announced: tuple[Tensor, list[Future[Tensor]]] | None) -> None:
+    for future in announced[1] if announced else ():
+        future.cancel()
 
 
 @functools.lru_cache(maxsize=8)

@@ -59,6 +59,12 @@ class Split:
         """
         return self.images[indices.to(self.images.device)]
 
+    def prepare(self, indices: Tensor) -> None:
+        """Announce the `batch` to come: a split read from disk decodes it meanwhile. Nothing to do in memory."""
+
+    def close(self) -> None:
+        """Let go of what was announced and never asked for."""
+
     def batches(self, order: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """(images, labels) of each batch of `order` in turn; a split read from disk decodes ahead here."""
         for indices in order:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from anp_vs.errors import InputError
+
 
 class Normalize(nn.Module):
     """Standardise [0, 1] images channel by channel, inside the network, so that attacks see pixels.
@@ -24,7 +26,17 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images N x C x H x W in [0, 1] to zero mean and unit variance."""
+        """Images N x C x H x W in [0, 1] to zero mean and unit variance.
+
+        Raises:
+            InputError: the images are no floating-point numbers.
+        """
+        # A symbol that stands for images while a network is traced is no Tensor.
+        if isinstance(images, Tensor) and not images.is_floating_point():  # type: ignore[redundant-expr]
+            raise InputError(
+                f"The images are {images.dtype}; a network takes floating-point numbers in [0, 1]. Give "
+                f"images.float() / 255 for images of 0 to 255."
+            )
         return (images - self.mean) / self.std
 
 

@@ -28,14 +28,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from anp_vs.errors import InputError
-from anp_vs.networks.layers import Dropout, Normalize
 from anp_vs.pruning.flow import Flow, propagate
 from anp_vs.pruning.gate import Gate
 from anp_vs.pruning.operations import BatchNorm
 from anp_vs.pruning.points import Channels, Lengths, Point
-from anp_vs.pruning.reader import GateReader
 from anp_vs.pruning.rules import classify, lengths_of
-from anp_vs.pruning.slicing import Select
+from anp_vs.pruning.tracer import Tracer
 
 
 class Graph:
@@ -101,10 +99,12 @@ def trace(network: nn.Module, example: Tensor) -> tuple[fx.GraphModule, dict[fx.
     """
     with evaluating(network):
         try:
-            traced = fx.GraphModule(network, _Tracer().trace(network))
+            traced = fx.GraphModule(network, Tracer(example).trace(network))
             values = _Values(traced)
             with torch.no_grad():
                 values.run(example)
+        except InputError:
+            raise
         except Exception as error:  # a forward pass may do anything when it is given symbols
             raise InputError(
                 f"{type(network).__name__} could not be traced with an example of shape "
@@ -176,12 +176,6 @@ def _calls(network: nn.Module, traced: fx.GraphModule) -> Counter[nn.Module | No
                 calls[module] += 1
                 calls[owners[id(parameter)]] += 1
     return calls
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaf = isinstance(m, Gate | GateReader | Select | Normalize | Dropout)
-        return leaf or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Values(fx.Interpreter):

@@ -65,7 +65,24 @@ def classify(point: Point, sources: list[Point], counted: list[Point], known: Kn
         rule = _module_rule(point, module, sources[0])
     elif module is None and sources:
         rule = _function_rule(point, sources, counted, known)
-    return rule or _whole(point, sources, f"{_name(point)} is not known to keep channels apart")
+    return rule or _whole(point, sources, _why(point, sources))
+
+
+def _why(point: Point, sources: list[Point]) -> str:
+    """What the user should know of an operation that leaves its channels whole."""
+    module, name = point.module, _name(point)
+    held = next((source for source in sources if source.node.op == "get_attr"), None)
+    if held is not None:
+        return f"{name} uses {held.node.target}, which holds values for the channels"
+    if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.LocalResponseNorm):
+        return f"{name} normalises channels by one another"
+    if module is not None and hasattr(module, "weight") and not _own_weight(module):
+        return f"{name} computes its weight anew in every pass; make it a plain one first (remove_parametrizations)"
+    return f"{name} is not known to keep channels apart"
+
+
+def _own_weight(module: nn.Module) -> bool:
+    return "weight" in module._parameters
 
 
 def _whole(point: Point, sources: list[Point], why: str) -> Rule:
@@ -109,7 +126,7 @@ def _module_rule(point: Point, module: nn.Module, source: Point) -> Rule | None:
             return Rule("prelu", axis) if axis == 1 else None
         behind = not isinstance(module, SPATIAL) or (axis == 1 and last == _rank(module, last))
         return Rule("channelwise", axis) if behind else None
-    if "weight" not in module._parameters:  # computed from others before every pass
+    if not _own_weight(module):  # computed from others before every pass
         return None
     if isinstance(module, nn.Linear):
         return Rule("mix", last) if axis == last else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from anp_vs.device import choose
 from anp_vs.errors import InputError
 from anp_vs.reproduce.cluster import work_on_cluster
 from anp_vs.reproduce.here import work_here
@@ -37,12 +38,14 @@ def reproduce(
         The overview, with the state of every job.
 
     Raises:
-        InputError: retries, cpus or gpus are outside their range.
+        InputError: retries, cpus or gpus are outside their range, or the device is not there.
     """
     if retries < 0:
         raise InputError(f"retries is {retries}; give 0 or more further tries of a job that failed.")
     if cpus < 1 or not 0 <= gpus < float("inf"):
         raise InputError(f"cpus is {cpus} and gpus {gpus:g}; a job needs at least 1 CPU core, and 0 or more GPUs.")
+    if not cluster:  # whose machines have devices of their own
+        choose(device)
     with Overview(jobs) as overview:
         if cluster:
             work_on_cluster(jobs, overview, retries=retries, cpus=cpus, gpus=gpus, data_root=data_root, device=device)

@@ -190,16 +190,25 @@ class Trainer:
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Images (float, augmented) and labels of the present step; of several processes, this one's share."""
-        epoch, index = divmod(self.step, self.steps_per_epoch)
-        device, seed = self.fabric.device, self.recipe.seed
-        if self._order is None or self._order[0] != epoch:
-            order = torch.randperm(len(self.train), generator=generator(torch.device("cpu"), seed, "order", epoch))
-            self._order = (epoch, order.to(device))
-        chosen = self._order[1][index * self.recipe.batch_size : (index + 1) * self.recipe.batch_size]
+        chosen = self._chosen(self.step)
         augment = CROP_FLIP if self.recipe.augment else Augmentation(pad=self.recipe.shift)
-        draws = generator(torch.device("cpu"), seed, "augment", self.step)
-        images = augment(self.train.batch(chosen), draws)
-        return self.share.rows(images), self.share.rows(self.train.labels[chosen])
+        draws = generator(torch.device("cpu"), self.recipe.seed, "augment", self.step)
+        images, labels = augment(self.train.batch(chosen), draws), self.train.labels[chosen]
+        if self.step + 1 < self.total_steps:
+            self.train.prepare(self._chosen(self.step + 1))  # pictures are decoded while this step computes
+        return self.share.rows(images), self.share.rows(labels)
+
+    def _chosen(self, step: int) -> Tensor:
+        """Numbers of the images of a step's batch."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            draws = generator(torch.device("cpu"), self.recipe.seed, "order", epoch)
+            self._order = (epoch, torch.randperm(len(self.train), generator=draws).to(self.fabric.device))
+        return self._order[1][index * self.recipe.batch_size : (index + 1) * self.recipe.batch_size]
+
+    def close(self) -> None:
+        """Let go of the batch to come; the trainer can go on all the same."""
+        self.train.close()
 
     def attack(self, images: Tensor, labels: Tensor) -> Tensor:
         """Adversarial images of the present network in evaluation mode, made on its compact twin."""
@@ -427,11 +436,11 @@ class Trainer:
         split = self.validation.head(VALIDATION_IMAGES)
         eps = self.recipe.test_attack.eps
         clean = robust = 0
-        for begin in range(0, len(split), VALIDATION_BATCH):
+        order = torch.split(torch.arange(len(split)), VALIDATION_BATCH)
+        for indices, (pictures, labels) in zip(order, split.batches(order), strict=True):
             if stop():
                 return None
-            images = split.images[begin : begin + VALIDATION_BATCH].float().div_(255)
-            labels = split.labels[begin : begin + VALIDATION_BATCH]
+            images, begin = pictures.float().div_(255), int(indices[0])
             clean += int((network(images).argmax(1) == labels).sum())
             lower, upper = geometry.box(images, eps)
             draws = generator(images.device, self.recipe.seed, "validate", begin)

@@ -203,7 +203,7 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
         run.claim(recipe)
     place = nullcontext(run.path) if first else TemporaryDirectory()
     with place as folder, closing(MetricsLog(Path(folder) / run.metrics.name, position if first else 0)) as metrics, \
-            _board(Path(folder), trainer.step) as board, _signals() as asked, \
+            _board(Path(folder), trainer.step) as board, _signals() as asked, closing(trainer), \
             Display(recipe, trainer, quiet=quiet or not first) as display:  # fmt: skip
         saved_at = time.monotonic()
 

@@ -41,6 +41,7 @@ class RunDirectory:
         self.compact = path / "compact.safetensors"
         self.evaluation = path / "evaluation.json"
         self._lock: int | None = None
+        self._made: list[Path] = []
 
     @staticmethod
     def default(recipe: Recipe, root: Path = ROOT) -> Path:
@@ -49,6 +50,7 @@ class RunDirectory:
 
     def __enter__(self) -> RunDirectory:
         try:
+            self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -57,6 +59,8 @@ class RunDirectory:
             ) from error
         try:  # the system drops the lock with the process, so a dead process leaves none behind
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(self._lock).st_nlink:  # its last holder has just removed it
+                raise BlockingIOError(errno.EWOULDBLOCK, "removed")
         except OSError as error:
             os.close(self._lock)
             self._lock = None
@@ -93,8 +97,17 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None:
+            with contextlib.suppress(OSError):
+                self._leave_nothing_empty()
             os.close(self._lock)
             self._lock = None
+
+    def _leave_nothing_empty(self) -> None:
+        """Remove the lock and the folders that were made for it, when nothing was ever written beside it."""
+        if [entry.name for entry in self.path.iterdir()] == ["lock"]:
+            (self.path / "lock").unlink()
+            for folder in self._made:
+                folder.rmdir()
 
     def claim(self, recipe: Recipe) -> None:
         """Save the recipe, unless the directory belongs to it already.
