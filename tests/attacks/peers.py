@@ -43,7 +43,7 @@ Run = Callable[[str, Case], Tensor]
 
 def runs(attack: str) -> int:
     """How many runs to take the mean of: random starts move one run by some tenths of a point."""
-    return 10 if attack.startswith(("pgd", "apgd")) else 5 if attack == "square" else 1
+    return 10 if attack.startswith(("pgd", "apgd")) else 2 if attack == "square" else 1
 
 
 def library(name: str) -> ModuleType:
