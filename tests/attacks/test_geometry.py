@@ -153,11 +153,25 @@ def test_steps_survive_gradients_whose_squares_underflow() -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_random_starts_are_uniform_in_the_ball(norm: geometry.Norm, generator: torch.Generator) -> None:
     images = torch.full((2000, 1, 2, 2), 0.5, dtype=torch.float64)
-    starts = geometry.random_start(images, 0.3, norm, generator)
+    starts = geometry.random_start(images, 0.3, norm, generator, by_volume=True)
     radii = distances(images, starts, norm) / 0.3
     # A share r^d of the ball's volume lies within radius r.
     assert kstest(radii.numpy() ** 4, "uniform").pvalue > 0.01
     assert float((starts - images).mean(dim=0).abs().max()) < 0.02
+
+
+@pytest.mark.parametrize("norm", ["2", "1"])
+def test_ascent_starts_at_every_length_alike_in_every_direction(
+    norm: geometry.Norm, generator: torch.Generator
+) -> None:
+    images = torch.full((2000, 1, 2, 2), 0.5, dtype=torch.float64)
+    offsets = geometry.random_start(images, 0.3, norm, generator) - images
+    lengths = distances(images, images + offsets, norm) / 0.3
+    assert kstest(lengths.numpy(), "uniform").pvalue > 0.01
+    assert float(offsets.mean(dim=0).abs().max()) < 0.02
+    if norm == "1":  # on the 1-sphere of d = 4 coordinates |x_1| follows Beta(1, 3)
+        first = offsets[:, 0, 0, 0].abs() / offsets.abs().flatten(1).sum(dim=1)
+        assert kstest(first.numpy(), "beta", args=(1, 3)).pvalue > 0.01
 
 
 def test_a_generator_an_image_makes_its_start_independent_of_the_batch() -> None:

@@ -254,14 +254,20 @@ def sparse_step(current: Tensor, gradient: Tensor, sizes: Tensor, counts: Tensor
     return current + torch.zeros_like(slope).scatter_(1, order, moved).view_as(gradient) * gradient.sign()
 
 
-def random_start(images: Tensor, eps: float, norm: Norm, generator: Source = None) -> Tensor:
-    """A random image of the threat model, uniform in the ball, then projected onto [0, 1].
+def random_start(
+    images: Tensor, eps: float, norm: Norm, generator: Source = None, *, by_volume: bool = False
+) -> Tensor:
+    """A random image of the threat model, projected onto [0, 1]; inf: uniform in the ball.
+
+    2 and 1: a uniform direction and a uniform length. Nearly all of a ball's volume lies at its surface, and ascent
+    from there is weaker: in the 2-norm by 0.2 (APGD) to 0.5 points (PGD) of a small robust CNN's accuracy.
 
     Args:
         images: the centres, N x C x H x W in [0, 1].
         eps: radius in pixel units.
         norm: of the ball.
         generator: source of randomness, on any device; the global one when None.
+        by_volume: uniform in the ball in the 2- and 1-norm too.
 
     Returns:
         Images shaped like `images`.
@@ -274,7 +280,9 @@ def random_start(images: Tensor, eps: float, norm: Norm, generator: Source = Non
         noise = uniform(images.shape, generator, images).sub_(0.5)
         noise = -noise.sign() * torch.log1p(-2.0 * noise.abs().clamp_(max=0.4999999))
     radius = uniform((len(images), 1), generator, images).squeeze(1)
-    radius.pow_(1.0 / images[0].numel()).mul_(eps).div_(noise.flatten(1).norm(p=float(norm), dim=1))
+    radius.pow_(1.0 / images[0].numel() if by_volume else 1.0).mul_(eps).div_(
+        noise.flatten(1).norm(p=float(norm), dim=1)
+    )
     return project(images, images + noise.mul_(per_image(radius, noise)), eps, norm)
 
 

@@ -130,7 +130,7 @@ class Checks:
         standing = torch.ones(len(self.left), dtype=torch.bool, device=self.left.device)
         for trial in range(TRIALS if len(self.left) else 0):
             generator = per_image(sample.seed, f"random/{trial}", self.left.tolist())
-            points = geometry.random_start(sample.images, self.budget.eps, self.budget.norm, generator)
+            points = geometry.random_start(sample.images, self.budget.eps, self.budget.norm, generator, by_volume=True)
             if trial % 2 and self.budget.norm == "inf":  # corners of the ball move further
                 corners = sample.images + self.budget.eps * (points - sample.images).sign()
                 points = geometry.confine(sample.images, corners, self.budget.eps, "inf")
