@@ -444,7 +444,7 @@ def test_a_signal_during_validation_does_not_wait_for_its_end(
 ) -> None:
     asked = recipe(method, **(PRUNING if method == "anp-vs" else {}))
     run.train(asked, out=tmp_path / "whole", quiet=True)
-    monkeypatch.setattr("anp_vs.training.loop.VALIDATION_BATCH", 8)  # another, so that there are several
+    monkeypatch.setattr("anp_vs.training.validation.BATCH", 8)  # another, so that there are several
     real, asks = run._signals, 0
 
     def counting(training: Trainer, stop: Any = lambda: False) -> Any:
@@ -455,7 +455,7 @@ def test_a_signal_during_validation_does_not_wait_for_its_end(
     validate = Trainer.validate
     monkeypatch.setattr(Trainer, "validate", counting)
     monkeypatch.setattr(run, "_signals", lambda: Asked(real, lambda: asks in (1, 3)))
-    monkeypatch.setattr("anp_vs.training.loop.VALIDATION_BATCH", 125)
+    monkeypatch.setattr("anp_vs.training.validation.BATCH", 125)
     for step in (4, 8):
         with pytest.raises(run.Stopped, match=f"Stopped at step {step} of 12"):
             run.train(asked, out=path, quiet=True)
@@ -477,7 +477,7 @@ class Asked:
 
 
 def test_validation_stops_between_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anp_vs.training.loop.VALIDATION_BATCH", 8)
+    monkeypatch.setattr("anp_vs.training.validation.BATCH", 8)
     training, asks = trainer(), 0
 
     def third() -> bool:

@@ -11,7 +11,7 @@ from anp_vs.pruning.flow import Flow
 from anp_vs.pruning.gate import Gate, gates
 from anp_vs.pruning.graph import Graph, example_for
 from anp_vs.pruning.points import Channels
-from anp_vs.pruning.slicing import PER_CHANNEL, Slices, set_tensor, slice_layer
+from anp_vs.pruning.slicing import PER_CHANNEL, Slices, set_tensor, slice_layer, take
 
 
 def slices(graph: Graph, flow: Flow) -> Slices:
@@ -72,3 +72,27 @@ def _shrink_gate(gate: Gate, kept: Channels, source: Channels) -> None:
     gate.index = None if len(wanted) == int(present.sum()) else (present.cumsum(0) - 1)[wanted].to(device)
     for name in ("a_uc", "b_uc"):
         set_tensor(gate, name, getattr(gate, name)[kept.to(device)])
+
+
+def follow(
+    optimiser: torch.optim.Optimizer,
+    before: dict[str, nn.Parameter],
+    after: dict[str, nn.Parameter],
+    kept: Slices,
+) -> None:
+    """Let an optimiser's parameters and moments follow a shrunk network."""
+    names = {id(parameter): name for name, parameter in before.items()}
+    for group in optimiser.param_groups:
+        for place, old in enumerate(group["params"]):
+            name = names[id(old)]
+            new = after[name]
+            group["params"][place] = new
+            if new is old or old not in optimiser.state:
+                continue
+            held = optimiser.state.pop(old)
+            optimiser.state[new] = {
+                key: take(value, kept.get(name, []))
+                if isinstance(value, Tensor) and value.shape == old.shape
+                else value
+                for key, value in held.items()
+            }

@@ -14,10 +14,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from anp_vs.attacks import frozen, geometry
-from anp_vs.attacks.losses import ce
 from anp_vs.attacks.pgd import ascend
 from anp_vs.data import Dataset
-from anp_vs.data.augment import CROP_FLIP, Augmentation
 from anp_vs.errors import RunError
 from anp_vs.evaluation.cost import unit_macs
 from anp_vs.methods.awp import perturbed_objective
@@ -30,17 +28,16 @@ from anp_vs.pruning.insertion import insert_gates
 from anp_vs.pruning.opening import open_gates
 from anp_vs.pruning.precision import Precision, lowered, on_pixels
 from anp_vs.pruning.resizing import resize
-from anp_vs.pruning.shrinking import shrink
-from anp_vs.pruning.slicing import Slices, take
+from anp_vs.pruning.shrinking import follow, shrink
+from anp_vs.pruning.slicing import take
 from anp_vs.pruning.twin import Twin
 from anp_vs.recipes import Recipe
+from anp_vs.training import schedule
+from anp_vs.training.batches import Batches
 from anp_vs.training.parallel import Share
 from anp_vs.training.seeding import derive, generator
+from anp_vs.training.validation import validate
 from anp_vs.training.watch import Trouble
-
-VALIDATION_IMAGES = 1000
-VALIDATION_BATCH = 125
-VALIDATION_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -80,6 +77,7 @@ class Trainer:
             raise RunError(
                 f"The training set has {len(self.train)} images, fewer than one batch of {recipe.batch_size}; lower batch_size."
             )
+        self.batches = Batches(recipe, self.train)
         self.steps_per_epoch = len(self.train) // recipe.batch_size
         self.total_steps = recipe.epochs * self.steps_per_epoch
         torch.manual_seed(derive(recipe.seed, "initialise"))
@@ -98,7 +96,6 @@ class Trainer:
         self.eased = 1.0  # on the learning rates: halved whenever the run steps back from trouble
         self.means: dict[str, float] = {}
         self.counted = 0
-        self._order: tuple[int, Tensor] | None = None
         self.first: set[str] = set()  # the layers that mix pixels; looked for where the precision asks for it
         self._rebuild()
         self.weights_optimiser = self._fresh_optimiser()
@@ -190,21 +187,8 @@ class Trainer:
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Images (float, augmented) and labels of the present step; of several processes, this one's share."""
-        chosen = self._chosen(self.step)
-        augment = CROP_FLIP if self.recipe.augment else Augmentation(pad=self.recipe.shift)
-        draws = generator(torch.device("cpu"), self.recipe.seed, "augment", self.step)
-        images, labels = augment(self.train.batch(chosen), draws), self.train.labels[chosen]
-        if self.step + 1 < self.total_steps:
-            self.train.prepare(self._chosen(self.step + 1))  # pictures are decoded while this step computes
+        images, labels = self.batches.at(self.step, last=self.step + 1 == self.total_steps)
         return self.share.rows(images), self.share.rows(labels)
-
-    def _chosen(self, step: int) -> Tensor:
-        """Numbers of the images of a step's batch."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            draws = generator(torch.device("cpu"), self.recipe.seed, "order", epoch)
-            self._order = (epoch, torch.randperm(len(self.train), generator=draws).to(self.fabric.device))
-        return self._order[1][index * self.recipe.batch_size : (index + 1) * self.recipe.batch_size]
 
     def close(self) -> None:
         """Let go of the batch to come; the trainer can go on all the same."""
@@ -323,24 +307,16 @@ class Trainer:
 
     def eps(self) -> float:
         """The attack's radius at the present step."""
-        warmup = self.recipe.eps_warmup
-        return self.recipe.attack.eps * (min(1.0, self.progress / warmup) if warmup else 1.0)
+        return schedule.eps(self.recipe, self.progress)
 
     def _set_learning_rates(self) -> None:
-        progress, recipe = self.progress, self.recipe
-        fallen = 0.1 ** sum(progress >= milestone for milestone in recipe.milestones)
-        if recipe.schedule == "multistep":
-            factor = fallen
-        elif recipe.schedule == "cosine":
-            factor = 0.5 * (1 + math.cos(math.pi * progress))
-        else:
-            factor = progress / 0.2 if progress < 0.2 else (1 - progress) / 0.8
-        # A very small floor keeps Adam's state moving at the ends of a schedule.
-        for group in self.weights_optimiser.param_groups:
-            group["lr"] = self.eased * recipe.lr * max(factor, 1e-4)
+        recipe, progress = self.recipe, self.progress
+        rates = [(self.weights_optimiser, recipe.lr * schedule.of_weights(recipe, progress))]
         if self.gates_optimiser is not None:
-            for group in self.gates_optimiser.param_groups:
-                group["lr"] = self.eased * recipe.gate_lr * (fallen if recipe.schedule == "multistep" else 1.0)
+            rates.append((self.gates_optimiser, recipe.gate_lr * schedule.of_gates(recipe, progress)))
+        for optimiser, rate in rates:
+            for group in optimiser.param_groups:
+                group["lr"] = self.eased * rate
 
     # -- pruning --------------------------------------------------------------------------------------------
 
@@ -391,7 +367,7 @@ class Trainer:
         self.network.to(memory_format=self.memory_format)
         after = dict(self.network.named_parameters())
         for optimiser in filter(None, (self.weights_optimiser, self.gates_optimiser)):
-            _follow(optimiser, before, after, kept)
+            follow(optimiser, before, after, kept)
         if self.average is not None:
             # A gate's index comes and goes with what it reads, so it is the network's own.
             held = {name: value for name, value in self.average.items() if not name.endswith("index")}
@@ -432,23 +408,7 @@ class Trainer:
         network = self.evaluation_network()
         if not self.method.random:
             network = Twin(network, example_for(network)).build()
-        network.requires_grad_(False)
-        split = self.validation.head(VALIDATION_IMAGES)
-        eps = self.recipe.test_attack.eps
-        clean = robust = 0
-        order = torch.split(torch.arange(len(split)), VALIDATION_BATCH)
-        for indices, (pictures, labels) in zip(order, split.batches(order), strict=True):
-            if stop():
-                return None
-            images, begin = pictures.float().div_(255), int(indices[0])
-            clean += int((network(images).argmax(1) == labels).sum())
-            lower, upper = geometry.box(images, eps)
-            draws = generator(images.device, self.recipe.seed, "validate", begin)
-            start = torch.clamp(images + torch.empty_like(images).uniform_(-eps, eps, generator=draws), lower, upper)
-            attacked = ascend(network, start, lower, upper, labels, 2.5 * eps / VALIDATION_STEPS, VALIDATION_STEPS, ce)
-            robust += int((network(attacked).argmax(1) == labels).sum())
-        total = max(len(split), 1)
-        return {"clean_accuracy": 100 * clean / total, "robust_accuracy": 100 * robust / total}
+        return validate(network, self.validation, self.recipe, stop)
 
     @torch.no_grad()
     def units_alive(self) -> dict[str, int]:
@@ -470,27 +430,3 @@ def set_prices(network: nn.Module, exponent: float) -> None:
     mean = sum(powers[name] * gate.units for name, gate in found.items()) / sum(g.units for g in found.values())
     for name, gate in found.items():
         gate.price = powers[name] / mean
-
-
-def _follow(
-    optimiser: torch.optim.Optimizer,
-    before: dict[str, nn.Parameter],
-    after: dict[str, nn.Parameter],
-    kept: Slices,
-) -> None:
-    """Let an optimiser's parameters and moments follow a shrunk network."""
-    names = {id(parameter): name for name, parameter in before.items()}
-    for group in optimiser.param_groups:
-        for place, old in enumerate(group["params"]):
-            name = names[id(old)]
-            new = after[name]
-            group["params"][place] = new
-            if new is old or old not in optimiser.state:
-                continue
-            held = optimiser.state.pop(old)
-            optimiser.state[new] = {
-                key: take(value, kept.get(name, []))
-                if isinstance(value, Tensor) and value.shape == old.shape
-                else value
-                for key, value in held.items()
-            }

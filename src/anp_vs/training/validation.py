@@ -1,0 +1,47 @@
+"""Clean and robust accuracy on the validation split, after each epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from anp_vs.attacks import geometry
+from anp_vs.attacks.losses import ce
+from anp_vs.attacks.pgd import ascend
+from anp_vs.data import Split
+from anp_vs.recipes import Recipe
+from anp_vs.training.seeding import generator
+
+IMAGES = 1000
+BATCH = 125
+STEPS = 20
+
+
+def validate(network: nn.Module, split: Split, recipe: Recipe, stop: Callable[[], bool]) -> dict[str, float] | None:
+    """Clean and PGD accuracy in percent on the first images of a split.
+
+    Args:
+        network: in evaluation mode; its parameters lose their gradients.
+        split: the validation images, on the network's device.
+        recipe: whose test attack's radius is used, and whose seed.
+        stop: asked before each batch; None is returned when it says so.
+    """
+    network.requires_grad_(False)
+    split = split.head(IMAGES)
+    eps = recipe.test_attack.eps
+    clean = robust = 0
+    order = torch.split(torch.arange(len(split)), BATCH)
+    for indices, (pictures, labels) in zip(order, split.batches(order), strict=True):
+        if stop():
+            return None
+        images, begin = pictures.float().div_(255), int(indices[0])
+        clean += int((network(images).argmax(1) == labels).sum())
+        lower, upper = geometry.box(images, eps)
+        draws = generator(images.device, recipe.seed, "validate", begin)
+        start = torch.clamp(images + torch.empty_like(images).uniform_(-eps, eps, generator=draws), lower, upper)
+        attacked = ascend(network, start, lower, upper, labels, 2.5 * eps / STEPS, STEPS, ce)
+        robust += int((network(attacked).argmax(1) == labels).sum())
+    total = max(len(split), 1)
+    return {"clean_accuracy": 100 * clean / total, "robust_accuracy": 100 * robust / total}
