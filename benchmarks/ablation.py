@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -24,6 +25,7 @@ from anp_vs.evaluation.row import evaluate_run
 from anp_vs.provenance import provenance
 from anp_vs.recipes import override
 from anp_vs.storage import write_atomically
+from anp_vs.terminal import exit_status
 from anp_vs.training.run import train
 from anp_vs.training.run_directory import RunDirectory
 
@@ -146,7 +148,7 @@ def finish(figure: Figure, axes: Any, grey: str, path: Path) -> None:
     figure.savefig(path, transparent=True, metadata={"Date": None})
 
 
-def main() -> None:
+def main() -> int:
     """Parse and do."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the run directories")
@@ -169,9 +171,9 @@ def main() -> None:
         print(f"{name}: {figures}", flush=True)
         facts = {"table": asked.table, "seeds": asked.seeds, "autoattack_images": asked.autoattack}
         write_atomically(out, json.dumps({**facts, "variants": found, **provenance()}, indent=2).encode() + b"\n")
-    if not asked.only:
-        draw(found, HOME / "docs")
+    draw(found, HOME / "docs")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))
