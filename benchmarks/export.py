@@ -77,7 +77,8 @@ def main() -> None:
     result = {
         "run": recipe.name, "seed": recipe.seed, "network": recipe.network, "images": len(labels),
         "attack": f"PGD-{attack.steps} on the float network, eps {attack.eps}, transferred to every format",
-        "threads": torch.get_num_threads(), "load_average": os.getloadavg()[0], "formats": lines, **provenance(),
+        "threads": torch.get_num_threads(), "load_average": os.getloadavg()[0],
+        "clock": "processor" if torch.get_num_threads() == 1 else "wall", "formats": lines, **provenance(),
         "command": f"python benchmarks/export.py runs/{recipe.name}/seed{recipe.seed} --data-root DATA --images {len(labels)}",
     }  # fmt: skip
     asked.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -91,14 +92,18 @@ def percent(logits: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def timed(runners: dict[str, Callable[[Tensor], Tensor]], images: Tensor) -> dict[str, float]:
-    """Median seconds of a batch, the runners taking turns, so that a machine that changes its speed does so for all."""
+    """Median seconds of a batch, the runners taking turns, so that a machine that changes its speed does so for all.
+
+    With one thread these are seconds of the processor, so that waiting for other programs does not count.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in runners}
     for repeat in range(RUNS + 2):
         for name, run in runners.items():
-            began = time.perf_counter()
+            began = clock()
             run(images)
             if repeat >= 2:
-                times[name].append(time.perf_counter() - began)
+                times[name].append(clock() - began)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
