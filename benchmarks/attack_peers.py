@@ -4,8 +4,8 @@
 
 DIR is a checkout of github.com/fra31/auto-attack. Lower robust accuracy is the stronger attack. All images are
 classified again by this program, the same way for both, and must lie in the ball. A line is kept as soon as it is
-measured, and replaces an earlier one of the same case; `--only` measures the cases whose names hold every WORD. Seconds
-are of one processor core, so that what else the machine does hardly counts.
+measured, in the place of an earlier one; lines that are planned no more go. `--only` measures the cases whose names
+hold every WORD. Seconds are of one processor core, so that what else the machine does hardly counts.
 
 Networks: `digits-robust` and `digits-standard`, small CNNs on 8 x 8 digits (adversarially trained or not);
 `mnist-anp-vs`, the shipped compact LeNet; `cifar-small`, a CNN of 48 channels trained here against PGD.
@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from attacks import peers
 from attacks.small_networks import digits_network, distances, held_out
 
-FULL = {"steps": 100, "targets": 9, "queries": 5000}  # of the standard ensemble
+FULL = {"steps": 100, "targets": 9, "queries": 5000}  # the standard ensemble; APGD-T has 5 targets in the 1-norm
 SMALL = {"steps": 30, "targets": 4, "queries": 300}  # of single attacks beside the libraries
 
 
@@ -77,7 +77,7 @@ def plan() -> list[Line]:
         lines += [
             Line("digits-robust", "inf", 0.15, 200, attack, "official"),
             Line("digits-robust", "2", 0.8, 200, attack, "official"),
-            Line("digits-robust", "1", 1.5, 200, attack, "official"),
+            Line("digits-robust", "1", 1.5, 500, attack, "official"),
             Line("mnist-anp-vs", "inf", 0.3, 200, attack, "official"),
             Line("mnist-anp-vs", "2", 2.0, 100, attack, "official"),
             Line("cifar-small", "inf", 8 / 255, 100, attack, "official"),
@@ -105,7 +105,7 @@ def main() -> None:
         command = f"python benchmarks/attack_peers.py --official DIR --data-root DIR --only {line.name}"
         entry = measured | {"whose": whose[line.whose], **provenance(), "command": command}
         kept = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else []
-        kept = [other for other in kept if other["name"] != line.name] + [entry]
+        kept = [other for other in kept if other["name"] in names and other["name"] != line.name] + [entry]
         kept.sort(key=lambda other: names.index(other["name"]))
         asked.out.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
         print(line.name, {key: measured[key] for key in measured if key[:4] in ("ours", "thei")}, flush=True)
