@@ -2,8 +2,10 @@
 
     python benchmarks/collect.py RUN...        # run directories that hold an evaluation.json
     python benchmarks/collect.py --markdown    # the table of what results/tables.json holds
+    python benchmarks/collect.py RUN... --results results/autoattack.json    # into another file
 
-A run replaces the entry of the same dataset, recipe, seed and protocol.
+A run replaces the entry of the same dataset, recipe, seed and protocol. In the table a row of several seeds is their mean
+and standard deviation.
 """
 
 from __future__ import annotations
@@ -11,7 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from anp_vs.report.tables import COLUMNS, MEASURED_ONLY, cell, published
@@ -25,9 +30,9 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["dataset"], row["recipe"], row["seed"], row["protocol"]
 
 
-def collect(runs: list[Path]) -> None:
+def collect(runs: list[Path], results: Path) -> None:
     """Add evaluated runs to the results."""
-    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    rows = json.loads(results.read_text()) if results.exists() else []
     for run in runs:
         for file in sorted(set(run.glob("evaluation*.json")) - set(run.glob("evaluation*-images.json"))):
             new = json.loads(file.read_text())
@@ -36,21 +41,37 @@ def collect(runs: list[Path]) -> None:
             new["command"] = re.sub(r"--data-root \S+", "--data-root DATA", new["command"])
             rows = [row for row in rows if key(row) != key(new)] + [new]
     rows.sort(key=lambda row: (row["dataset"], row["table"], ORDER.index(row["method"]), row["seed"]))
-    RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
+    results.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def markdown() -> str:
+def over_seeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the means and standard deviations of several; a column that one lacks is left out."""
+    merged = dict(rows[0])
+    for column in (*COLUMNS, *MEASURED_ONLY):
+        values = [row.get(column) for row in rows]
+        known = [value for value in values if value is not None]
+        merged[column] = fmean(known) if len(known) == len(values) else None
+        if len(rows) > 1 and merged[column] is not None:
+            merged[f"{column}_spread"] = stdev(known)
+    return merged
+
+
+def markdown(results: Path) -> str:
     """Measured rows beside the published ones."""
-    rows = json.loads(RESULTS.read_text())
+    rows = json.loads(results.read_text())
     columns = {**COLUMNS, **MEASURED_ONLY}
     lines = ["| row | " + " | ".join(columns.values()) + " |", "|---" * (1 + len(columns)) + "|"]
     known = {(row["dataset"], row["method"]): row for row in published()}
-    for row in rows:
-        lines.append(f"| {row['method']} | " + " | ".join(cell(row, column) for column in columns) + " |")
-        paper = known.get((row["dataset"], row["method"]))
-        if paper is not None and row["dataset"] == "mnist":
+    for (dataset, _, method), group in groupby(rows, lambda row: (row["dataset"], row["table"], row["method"])):
+        seeds = list(group)
+        label = method + (f", {len(seeds)} seeds" if len(seeds) > 1 else "")
+        row = over_seeds(seeds)
+        label += f", {row['images']:,} images" if row["images"] != 10_000 else ""
+        lines.append(f"| {label} | " + " | ".join(cell(row, column) for column in columns) + " |")
+        paper = known.get((dataset, method))
+        if paper is not None and dataset == "mnist":
             cells = " | ".join(cell(paper, column) for column in columns)
-            lines.append(f"| *{row['method']}, published* | {cells} |")
+            lines.append(f"| *{method}, published* | {cells} |")
     return "\n".join(lines)
 
 
@@ -59,11 +80,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
     if asked.runs:
-        collect(asked.runs)
+        collect(asked.runs, asked.results)
     if asked.markdown:
-        print(markdown())
+        print(markdown(asked.results))
 
 
 if __name__ == "__main__":
