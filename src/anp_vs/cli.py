@@ -159,7 +159,7 @@ def compact(words: list[str]) -> int:
     asked = tyro.cli(CompactCommand, args=words, prog="anp-vs compact")
     path = asked.run / "network.safetensors" if asked.run.is_dir() else asked.run
     network = serialization.load(path)
-    small = make_small(network)
+    small = make_small(network, multiple=asked.multiple)
     saved = serialization.save(small, asked.out or path.with_name("compact.safetensors"))
     before, after = (sum(p.numel() for p in n.parameters()) for n in (network, small))
     print(f"{saved}: {after:,} of {before:,} parameters")

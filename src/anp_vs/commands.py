@@ -105,10 +105,13 @@ class CompactCommand:
     Attributes:
         run: run directory, or a saved gated network.
         out: where to save; RUN/compact.safetensors by default.
+        multiple: keep so many pruned units, at zero, that every width is a multiple of this, for hardware that works
+            in blocks of 8 or 16; the function is the same.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
     out: Path | None = None
+    multiple: int = 1
 
 
 @dataclass(frozen=True)

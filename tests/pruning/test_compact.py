@@ -71,6 +71,26 @@ def test_compact_vgg_is_the_gated_network_for_any_pattern(pattern: tuple[int, di
     assert parameters(small) == wanted
 
 
+def test_widths_at_a_multiple_compute_the_same() -> None:
+    network = gated("vgg16")
+    kill(network, PATTERN)
+    small, padded = compact(network), compact(network, multiple=8)
+    assert_same_function(network, padded, images_for(network))
+    tight, wide, units = (
+        [m.out_channels for m in each.modules() if isinstance(m, nn.Conv2d)] for each in (small, padded, network)
+    )
+    assert wide == [min(unit, -(-width // 8) * 8) for unit, width in zip(units, tight, strict=True)]
+    assert wide != tight
+    lenet = gated("lenet5-caffe")
+    kill(lenet, PATTERN)
+    assert_same_function(lenet, compact(lenet, multiple=8), images_for(lenet))
+
+
+def test_a_multiple_below_one_is_refused() -> None:
+    with pytest.raises(InputError, match="multiple is 0"):
+        compact(gated("lenet5-caffe"), multiple=0)
+
+
 @pytest.mark.parametrize("name", ["lenet5-caffe", "vgg16"])
 def test_single_precision(name: str) -> None:
     network = gated(name, torch.float32)

@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from anp_vs.errors import InputError
 from anp_vs.pruning.flow import Flow, block_at, read_by
 from anp_vs.pruning.folding import factor_absorbed, factors, folds
 from anp_vs.pruning.gate import Gate, gates
@@ -30,7 +31,7 @@ from anp_vs.pruning.slicing import (
 logger = logging.getLogger(__name__)
 
 
-def compact(network: nn.Module, example: Tensor | None = None) -> nn.Module:
+def compact(network: nn.Module, example: Tensor | None = None, *, multiple: int = 1) -> nn.Module:
     """A plain, smaller network that computes the same function as the gated one in evaluation.
 
     Pruned channels leave the weights on both sides, E[pi] of the survivors is folded into the next layer's
@@ -39,19 +40,23 @@ def compact(network: nn.Module, example: Tensor | None = None) -> nn.Module:
     Args:
         network: a network with gates; not changed.
         example: images N x C x H x W in [0, 1] to trace with; by default made from `network.input_shape`.
+        multiple: keep so many pruned units of each gate, at zero, that their number is a multiple of this (or all
+            of them): 8 or 16 where the hardware works in blocks. The function is the same.
 
     Returns:
         A network of the same class in evaluation mode, sharing no memory with the gated one.
 
     Raises:
-        InputError: the network cannot be traced.
+        InputError: the network cannot be traced, or `multiple` is below 1.
     """
+    if multiple < 1:
+        raise InputError(f"multiple is {multiple}; give 1 to keep no pruned unit, or a block size such as 8 or 16.")
     for name, gate in gates(network).items():
         if gate.collapsed():
             logger.warning("Every unit of %s would be pruned; its strongest unit was kept.", name)
     example = example_for(network) if example is None else example
     with torch.no_grad():
-        small = unwrapped(Compactor(network, example).build())
+        small = unwrapped(Compactor(network, example, multiple).build())
         for module in small.modules():  # what was not sliced is still shared
             for name, parameter in module._parameters.items():
                 if parameter is not None:
@@ -77,16 +82,25 @@ def unwrapped(small: nn.Module) -> nn.Module:
     return small.eval()
 
 
+def padded(alive: Channels, multiple: int) -> Channels:
+    """Units to keep: those alive, and the first pruned ones up to the next multiple."""
+    wanted = -(-int(alive.sum()) // multiple) * multiple
+    extra = (~alive).nonzero()[: wanted - int(alive.sum()), 0]
+    return alive.index_fill(0, extra, value=True)
+
+
 class Compactor:
     """Builds small networks from the present weights of one gated network, tracing it only once.
 
     Args:
         network: the gated network; its gates' positions must not change between calls of `build`.
         example: images to trace with.
+        multiple: see `compact`.
     """
 
-    def __init__(self, network: nn.Module, example: Tensor) -> None:
+    def __init__(self, network: nn.Module, example: Tensor, multiple: int = 1) -> None:
         self.network = network
+        self.multiple = multiple
         self.graph = Graph(network, example)
         self.folded = {point: folds(point) for point in self.graph.points if point.rule == "gate"}
         self._flow: tuple[dict[Gate, Channels], Flow] | None = None
@@ -98,7 +112,7 @@ class Compactor:
         Tensors that did not change are shared with the gated network.
         """
         masks = {gate: gate.mask() for gate in gates(self.network).values()}
-        flow = self._flow_for({gate: (mask > 0).cpu() for gate, mask in masks.items()})
+        flow = self._flow_for({gate: padded((mask > 0).cpu(), self.multiple) for gate, mask in masks.items()})
         tensors = {id(t): t for t in (*self.network.parameters(), *self.network.buffers())}
         small = copy.deepcopy(self.network, memo=cast(dict[int, object], tensors)).eval()
         scales = factors(self.graph, self.folded, masks)
