@@ -135,7 +135,7 @@ def draw(found: dict[str, dict[str, Any]], folder: Path) -> None:
 def finish(figure: Figure, axes: Any, grey: str, path: Path) -> None:
     """Colours that do for a light and a dark page, and the file."""
     axes.grid(visible=True, color=grey, alpha=0.25)
-    axes.tick_params(colors=grey)
+    axes.tick_params(which="both", colors=grey)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(grey)
     for side in ("right", "top"):

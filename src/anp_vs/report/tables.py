@@ -33,7 +33,8 @@ def cell(row: Mapping[str, Any], column: str) -> str:
     value, spread = row.get(column), row.get(f"{column}_spread")
     if value is None:
         return "-"
-    return f"{value:.{DIGITS.get(column, 2)}f}" + ("" if spread is None else f" ± {spread:.2f}")
+    digits = DIGITS.get(column, 2)
+    return f"{value:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
 
 
 def beside_published(rows: Sequence[Mapping[str, Any]]) -> Table:
