@@ -1,5 +1,6 @@
 """The ensemble: the worst case of each image, the same outcome however it was interrupted."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +199,18 @@ def test_arguments_outside_their_range_are_refused(change: dict[str, Any], messa
     network, (images, labels) = digits_network(robust=False), held_out(4)
     with pytest.raises(InputError, match=message):
         autoattack(network, images, labels, **({"eps": 0.1} | change))
+
+
+@pytest.mark.parametrize("cut", [lambda x: (x > 0.5).float(), lambda x: x.detach()], ids=["threshold", "detached"])
+def test_a_network_that_cuts_gradients_off_is_left_to_the_search(cut: Callable[[Tensor], Tensor]) -> None:
+    """Every gradient attack meets a gradient of zero; Square breaks what lies at the threshold."""
+
+    class Cut(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            bright = cut(images).flatten(1).mean(dim=1)
+            return torch.stack((bright - 0.5, 0.5 - bright), dim=1)
+
+    images, labels = torch.full((4, 1, 4, 4), 0.51), torch.zeros(4, dtype=torch.int64)
+    result = autoattack(Cut(), images, labels, eps=0.1, steps=3, queries=200)
+    assert result.clean_accuracy == 1
+    assert result.accuracy == 0

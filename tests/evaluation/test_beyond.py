@@ -76,6 +76,22 @@ def test_what_cannot_be_bounded_is_said() -> None:
     assert "fft" in found["interval_missing"]
 
 
+def test_certificates_of_a_random_network_count_independent_draws(pair: tuple[Tensor, Tensor]) -> None:
+    """Its answer is one fair coin a pass: the votes of a batch agree, so only single copies show that it is one."""
+
+    class Coin(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            heads = torch.randn(2)
+            return heads.expand(len(images), 2) + 0 * images.flatten(1)[:, :2]
+
+    first = beyond_attacks(Coin(), pair, eps=EPS, certify=2, draws=2, progress=False)["certificates"]
+    assert first["interval"] is None
+    assert "random" in first["interval_missing"]
+    assert [point["accuracy"] for point in first["smoothed"]["accuracy"][1:]] == [0, 0, 0]
+    torch.rand(3)
+    assert beyond_attacks(Coin(), pair, eps=EPS, certify=2, draws=2, progress=False)["certificates"] == first
+
+
 def test_the_sentences_hold_the_figures(linear: nn.Sequential, pair: tuple[Tensor, Tensor]) -> None:
     row = beyond_attacks(linear, pair, eps=EPS, corruptions=40, certify=10, progress=False)
     text = " ".join(described(row))

@@ -129,3 +129,13 @@ def test_crown_asks_for_differences_of_logits(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "auto_LiRPA", None)
     with pytest.raises(InputError, match="auto_LiRPA"):
         certified(network, images, labels, 0.05, method="crown")
+
+
+def test_a_weighted_sum_is_refused_for_its_weight_may_be_negative() -> None:
+    class Difference(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            flat = images.flatten(1)
+            return torch.add(flat[:, :2], flat[:, 2:], alpha=-1)
+
+    with pytest.raises(InputError, match="add"):
+        interval_bounds(Difference(), torch.full((1, 1, 2, 2), 0.5), 0.1)

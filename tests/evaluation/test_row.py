@@ -195,3 +195,25 @@ def test_the_row_of_a_run_carries_its_diagnosis(folder: Path) -> None:
     torch.manual_seed(5)
     serialization.save(build("lenet5-caffe"), run / "network")  # trained again: what was found is of another network
     assert diagnosis_of(run) is None
+
+
+@pytest.mark.parametrize("asked", ["corruptions", "certify"])
+def test_a_count_that_is_refused_costs_no_attack(asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anp_vs.evaluation.row.find_model", lambda name: _Untouchable())
+    with pytest.raises(InputError, match="limit is 0"):
+        evaluate_model("it", SMALL, out=tmp_path / "row.json", **FAST, **{asked: 0})
+
+
+class _Untouchable:
+    """A model whose network must not be reached."""
+
+    recipe = None
+
+    @property
+    def network(self) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Flatten(), _Unreached())
+
+
+class _Unreached(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("evaluated before the options were checked")

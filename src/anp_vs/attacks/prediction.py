@@ -36,11 +36,23 @@ def input_gradient(network: Network, images: Tensor, labels: Tensor, loss_fn: Lo
     """Gradient of the loss with respect to `images` alone, summed over images and `draws`."""
     with torch.enable_grad():
         images = images.detach().requires_grad_()
-        (total,) = torch.autograd.grad(loss_fn(network(images), labels).sum(), images)
+        total = gradient_of(loss_fn(network(images), labels).sum(), images)
         for _ in range(draws - 1):
-            (gradient,) = torch.autograd.grad(loss_fn(network(images), labels).sum(), images)
-            total = total + gradient
+            total = total + gradient_of(loss_fn(network(images), labels).sum(), images)
     return total
+
+
+def gradient_of(value: Tensor, images: Tensor) -> Tensor:
+    """Gradient of the scalar `value`; zero where the network cuts it off (a threshold, say, or a decoder).
+
+    Args:
+        value: a scalar computed from `images`.
+        images: with gradients required.
+    """
+    if not value.requires_grad:
+        return torch.zeros_like(images)
+    (gradient,) = torch.autograd.grad(value, images, allow_unused=True)
+    return torch.zeros_like(images) if gradient is None else gradient
 
 
 def value_and_gradient(
@@ -53,7 +65,7 @@ def value_and_gradient(
         for _ in range(draws):
             logits = network(images)
             value = loss_fn(logits, labels)
-            gradients.append(torch.autograd.grad(value.sum(), images)[0])
+            gradients.append(gradient_of(value.sum(), images))
             values.append(value.detach())
             passes.append(logits.detach())
     if draws == 1:

@@ -13,7 +13,7 @@ from anp_vs.errors import InputError
 from anp_vs.evaluation.certify import certify_smoothed
 from anp_vs.evaluation.corruptions import evaluate_corruptions
 from anp_vs.evaluation.intervals import certified
-from anp_vs.evaluation.subject import LabelledImages, batches, count_of, device_of
+from anp_vs.evaluation.subject import FEWEST_DRAWS, LabelledImages, Subject, batches, count_of, device_of
 
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Radii that interval bounds are tried at, as shares of the attack's: a network not trained for them proves small ones."""
@@ -77,6 +77,10 @@ def beyond_attacks(
 def _intervals(network: nn.Module, split: LabelledImages, count: int, eps: float) -> dict[str, Any]:
     proven = dict.fromkeys((share * eps for share in SHARES), 0)
     judged, device = copy.deepcopy(network).eval(), device_of(network)
+    _, first, first_labels = next(batches(split, min(count, _BATCH), _BATCH))
+    if Subject(network, first, first_labels, draws=FEWEST_DRAWS).random:
+        missing = "the network is random in evaluation mode, and bounds of one draw prove nothing about the others."
+        return {"interval": None, "interval_missing": missing}
     try:
         for _, images, labels in batches(split, count, _BATCH):
             for radius in proven:
@@ -101,7 +105,7 @@ def described(row: Mapping[str, Any]) -> list[str]:
             lines.append(f"Interval bounds say nothing: {found['interval_missing']}")
         else:
             steps = ", ".join(f"{point['accuracy']:.1f} % at eps {point['eps']:.3g}" for point in found["interval"])
-            lines.append(f"Proven by interval bounds, of {found['images']} images: {steps}.")
+            lines.append(f"Proven in the inf-norm by interval bounds, of {found['images']} images: {steps}.")
         smoothed = found["smoothed"]
         right, *rest = smoothed["accuracy"]
         steps = ", ".join(f"{point['accuracy']:.1f} % within {point['radius']}" for point in rest)

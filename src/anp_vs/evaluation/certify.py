@@ -13,10 +13,10 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, nn
 
-from anp_vs.attacks.noise import per_image
+from anp_vs.attacks.noise import per_image, seed_of, seeded
 from anp_vs.errors import InputError
 from anp_vs.evaluation.progress import stage
-from anp_vs.evaluation.subject import LabelledImages, Subject, batches, count_of, device_of
+from anp_vs.evaluation.subject import FEWEST_DRAWS, LabelledImages, Subject, batches, count_of, device_of
 
 ABSTAINED = -1
 """The class where no class was common enough."""
@@ -66,7 +66,8 @@ def certify_smoothed(
     """Certify images one by one.
 
     Args:
-        network: any module, float images N x C x H x W (noise included, so not in [0, 1]) to logits N x K.
+        network: any module, float images N x C x H x W (noise included, so not in [0, 1]) to logits N x K. One
+            that is random in evaluation mode votes with its noise, a fresh draw of it for each copy.
         split: a split of a data set, or a pair of float images in [0, 1] and int64 labels.
         sigma: standard deviation of the noise, > 0, in pixel units; the radius cannot exceed
             sigma * quantile(alpha ** (1 / samples)).
@@ -90,13 +91,16 @@ def certify_smoothed(
     count = count_of(split, limit)
     device = device_of(network)
     _, first, first_labels = next(batches(split, min(count, batch_size), batch_size))
-    subject = Subject(network, first, first_labels)
+    subject = Subject(network, first, first_labels, draws=FEWEST_DRAWS)
+    if subject.random:
+        batch_size = 1  # one draw of the weights serves a batch, and the bound counts independent votes
     predicted, radii, truth = [], [], []
     with stage("randomized smoothing", count, show=progress) as tell:
         for number, image, label in batches(split, count, 1):
             (noise,) = per_image(seed, "smoothing", [number])
-            chosen = int(_votes(subject, image.to(device), sigma, selection, batch_size, noise).argmax())
-            votes = _votes(subject, image.to(device), sigma, samples, batch_size, noise)
+            with seeded(seed_of(seed, "network/smoothing", number), device):
+                chosen = int(_votes(subject, image.to(device), sigma, selection, batch_size, noise).argmax())
+                votes = _votes(subject, image.to(device), sigma, samples, batch_size, noise)
             least = clopper_pearson_lower(int(votes[chosen]), samples, alpha)
             sure = least > 0.5
             predicted.append(chosen if sure else ABSTAINED)

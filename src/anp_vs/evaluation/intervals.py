@@ -153,7 +153,7 @@ class _Intervals(fx.Interpreter):
     def _call(self, target: Any, plain: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not any(isinstance(a, Bounds) for a in (*args, *kwargs.values())):
             return plain(target, args, kwargs)
-        if target not in _RISING_FUNCTIONS and target not in _SUMS:
+        if target not in _RISING_FUNCTIONS and (target not in _SUMS or "alpha" in kwargs):
             raise self._unknown(str(getattr(target, "__name__", target)))
         sides = []
         for side in (0, 1):

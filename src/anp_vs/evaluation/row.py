@@ -22,6 +22,7 @@ from anp_vs.evaluation.models import find_model
 from anp_vs.evaluation.protocols import ProtocolName
 from anp_vs.evaluation.queries import query_accuracy
 from anp_vs.evaluation.robustness import Evaluation, evaluate
+from anp_vs.evaluation.subject import count_of
 from anp_vs.provenance import provenance
 from anp_vs.pruning.gate import gates
 from anp_vs.recipes import Attack, Recipe
@@ -206,6 +207,8 @@ def _measured(
     dataset = load_data(
         data, data_root, validation=own.validation if own else None, pictures=own.pictures if own else None
     )
+    for asked in (chosen.corruptions, chosen.certify):
+        count_of(dataset.test, asked)  # now, not after the attacks
     eps, step, steps = _values(attack) if isinstance(attack, Attack) else attack
     device, source = choose(chosen.device), network_at(sources)
     result = evaluate(
