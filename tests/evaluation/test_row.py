@@ -102,6 +102,20 @@ def test_the_outcome_of_each_image_is_kept(folder: Path) -> None:
     assert kept["correct"]["autoattack"] == [int(each) for each in stands]
 
 
+@pytest.mark.parametrize("asked", ["queries", "corruptions", "certify"])
+def test_what_is_measured_on_images_alone_is_refused_under_the_other_protocol(asked: str, folder: Path) -> None:
+    with pytest.raises(InputError, match=f"{asked} is 5, and is measured on images alone"):
+        measured("sound", protocol="released-code", **{asked: 5})
+    assert not list(folder.glob("*.json"))
+
+
+def test_certificates_of_another_norm_leave_the_interval_bounds_out() -> None:
+    found = measured("sound", Conditions("digits", 0.5, steps=2, norm="2", restarts=1), certify=2)["certificates"]
+    assert found["interval"] is None
+    assert "this attack's is 2" in found["interval_missing"]
+    assert found["smoothed"]["accuracy"][0]["accuracy"] >= found["smoothed"]["accuracy"][-1]["accuracy"]
+
+
 def test_several_sources_are_attacked_together(folder: Path) -> None:
     first, second = (serialization.save(build("lenet5-caffe"), name) for name in ("first", "second"))
     row = measured("sound", sources=[first, second, "users_networks:sound"])

@@ -1,6 +1,6 @@
 """What a network says about images, its input gradient, and whether its answer can be used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -51,8 +51,8 @@ def gradient_of(value: Tensor, images: Tensor) -> Tensor:
     """
     if not value.requires_grad:
         return torch.zeros_like(images)
-    (gradient,) = torch.autograd.grad(value, images, allow_unused=True)
-    return torch.zeros_like(images) if gradient is None else gradient
+    found: Sequence[Tensor | None] = torch.autograd.grad(value, images, allow_unused=True)
+    return torch.zeros_like(images) if found[0] is None else found[0]
 
 
 def value_and_gradient(

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from anp_vs.attacks.geometry import Norm
 from anp_vs.errors import InputError
 from anp_vs.evaluation.certify import certify_smoothed
 from anp_vs.evaluation.corruptions import evaluate_corruptions
@@ -29,6 +30,7 @@ def beyond_attacks(
     split: LabelledImages,
     *,
     eps: float,
+    norm: Norm = "inf",
     corruptions: int | None = None,
     certify: int | None = None,
     seed: int = 0,
@@ -40,7 +42,8 @@ def beyond_attacks(
     Args:
         network: any module, float images N x C x H x W in [0, 1] to logits N x K; not changed.
         split: a split of a data set, or a pair of float images in [0, 1] and int64 labels.
-        eps: radius of the row's attack (inf norm) in pixel units, which the interval bounds' radii are shares of.
+        eps: radius of the row's attack in pixel units, which the interval bounds' radii are shares of.
+        norm: of that attack: interval bounds hold in the inf norm, and are left out for another.
         corruptions: classify this many images, the first ones, under each corruption; None leaves that out.
         certify: certify this many images; None leaves that out.
         seed: of all noise.
@@ -63,7 +66,7 @@ def beyond_attacks(
         smoothed = certify_smoothed(network, split, sigma=SIGMA, limit=count, seed=seed, progress=progress)
         result["certificates"] = {
             "images": count,
-            **_intervals(network, split, count, eps),
+            **_intervals(network, split, count, eps, norm),
             "smoothed": {
                 "sigma": SIGMA,
                 "samples": smoothed.samples,
@@ -74,7 +77,9 @@ def beyond_attacks(
     return result
 
 
-def _intervals(network: nn.Module, split: LabelledImages, count: int, eps: float) -> dict[str, Any]:
+def _intervals(network: nn.Module, split: LabelledImages, count: int, eps: float, norm: Norm) -> dict[str, Any]:
+    if norm != "inf":
+        return {"interval": None, "interval_missing": f"they hold in the inf norm, and this attack's is {norm}."}
     proven = dict.fromkeys((share * eps for share in SHARES), 0)
     judged, device = copy.deepcopy(network).eval(), device_of(network)
     _, first, first_labels = next(batches(split, min(count, _BATCH), _BATCH))

@@ -207,8 +207,17 @@ def _measured(
     dataset = load_data(
         data, data_root, validation=own.validation if own else None, pictures=own.pictures if own else None
     )
-    for asked in (chosen.corruptions, chosen.certify):
-        count_of(dataset.test, asked)  # now, not after the attacks
+    for name in ("corruptions", "certify", "queries"):  # now, not after the attacks
+        asked = getattr(chosen, name)
+        if asked is not None and chosen.protocol != "pixel-space":
+            raise InputError(
+                f"{name} is {asked}, and is measured on images alone, not under the protocol {chosen.protocol}. Leave "
+                f"one of the two out."
+            )
+        if name != "queries":
+            count_of(dataset.test, asked)
+        elif asked is not None and asked < 1:
+            raise InputError(f"queries is {asked}; it must be at least 1.")
     eps, step, steps = _values(attack) if isinstance(attack, Attack) else attack
     device, source = choose(chosen.device), network_at(sources)
     result = evaluate(
@@ -218,14 +227,14 @@ def _measured(
         draws=draws, classes=len(dataset.classes), protocol=chosen.protocol, masking=chosen.masking,
         progress=chosen.progress,
     )  # fmt: skip
-    if chosen.queries is not None and chosen.protocol == "pixel-space":
+    if chosen.queries is not None:
         alone = query_accuracy(
             network, dataset.test, eps=eps, queries=chosen.queries, norm=norm, limit=chosen.limit, draws=draws,
             progress=chosen.progress,
         )  # fmt: skip
         result |= {name: alone[name] for name in ("query_accuracy", "queries")}
     result |= beyond_attacks(
-        network, dataset.test, eps=eps, corruptions=chosen.corruptions, certify=chosen.certify, draws=draws,
+        network, dataset.test, eps=eps, norm=norm, corruptions=chosen.corruptions, certify=chosen.certify, draws=draws,
         progress=chosen.progress,
     )  # fmt: skip
     return result
