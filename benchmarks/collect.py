@@ -59,13 +59,14 @@ def over_seeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def markdown(results: Path) -> str:
     """Measured rows beside the published ones."""
     rows = json.loads(results.read_text())
-    columns = {**COLUMNS, **MEASURED_ONLY}
+    groups = [list(g) for _, g in groupby(rows, lambda row: (row["dataset"], row["table"], row["method"]))]
+    merged = [over_seeds(seeds) for seeds in groups]
+    columns = {**COLUMNS, **{c: name for c, name in MEASURED_ONLY.items() if any(row[c] is not None for row in merged)}}
     lines = ["| row | " + " | ".join(columns.values()) + " |", "|---" * (1 + len(columns)) + "|"]
     known = {(row["dataset"], row["method"]): row for row in published()}
-    for (dataset, _, method), group in groupby(rows, lambda row: (row["dataset"], row["table"], row["method"])):
-        seeds = list(group)
+    for seeds, row in zip(groups, merged, strict=True):
+        dataset, method = row["dataset"], row["method"]
         label = method + (f", {len(seeds)} seeds" if len(seeds) > 1 else "")
-        row = over_seeds(seeds)
         label += f", {row['images']:,} images" if row["images"] != 10_000 else ""
         lines.append(f"| {label} | " + " | ".join(cell(row, column) for column in columns) + " |")
         paper = known.get((dataset, method))
