@@ -186,12 +186,16 @@ def pruned(name: str, share: float) -> nn.Module:
     return compact(with_units(name, widths))
 
 
-def pgd(name: str, repeats: int) -> dict[str, Any]:
-    """PGD on the dense network against that of every peer."""
-    short = name.split("-")[0].removesuffix("5")
+def dense(name: str) -> tuple[str, nn.Module, nn.Module, Tensor, Tensor, tuple[float, float, int]]:
+    """Short name, the network as everybody builds it and as ours is laid out, images, labels, and the attack."""
     network, laid_out = build(name).eval(), build(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, labels = torch.rand(BATCH, *network.input_shape), torch.randint(0, 10, (BATCH,))  # type: ignore[misc]
-    budget = SETTINGS[name]
+    return name.split("-")[0].removesuffix("5"), network, laid_out, images, labels, SETTINGS[name]
+
+
+def pgd(name: str, repeats: int) -> dict[str, Any]:
+    """PGD on the dense network against that of every peer."""
+    short, network, laid_out, images, labels, budget = dense(name)
     attacks = peers(network, images, labels, *budget)
     attacks["anp-vs"] = lambda: ours(laid_out, images, labels, *budget)
     seconds = take_turns(attacks, repeats)
@@ -208,10 +212,7 @@ def pgd(name: str, repeats: int) -> dict[str, Any]:
 
 def training_steps(name: str, repeats: int) -> dict[str, Any]:
     """A step of adversarial training on the dense network."""
-    short = name.split("-")[0].removesuffix("5")
-    network, laid_out = build(name).eval(), build(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images, labels = torch.rand(BATCH, *network.input_shape), torch.randint(0, 10, (BATCH,))  # type: ignore[misc]
-    budget = SETTINGS[name]
+    short, network, laid_out, images, labels, budget = dense(name)
     peer = fastest_peer(network, images, labels, budget)
     first = frozenset(on_pixels(Graph(laid_out, example_for(laid_out)).points)[1])
     steps: dict[str, Contestant] = {

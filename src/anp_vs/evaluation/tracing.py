@@ -5,10 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from anp_vs.errors import InputError
-from anp_vs.networks.layers import Dropout, Normalize
-from anp_vs.pruning.gate import Gate
-from anp_vs.pruning.reader import GateReader
-from anp_vs.pruning.slicing import Select
+from anp_vs.pruning.tracer import LayerTracer
 
 
 def trace(network: nn.Module) -> fx.GraphModule:
@@ -21,15 +18,9 @@ def trace(network: nn.Module) -> fx.GraphModule:
         InputError: its forward pass branches on values or does what cannot be traced.
     """
     try:
-        return fx.GraphModule(network, _Tracer().trace(network))
+        return fx.GraphModule(network, LayerTracer().trace(network))
     except Exception as error:  # a forward pass may do anything when it is given symbols
         raise InputError(
             f"{type(network).__name__} cannot be traced: {error}. Its forward pass must not depend on the "
             f"values of tensors; move such a branch into a module of its own."
         ) from error
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaf = isinstance(m, Gate | GateReader | Select | Normalize | Dropout)
-        return leaf or super().is_leaf_module(m, module_qualified_name)

@@ -18,7 +18,16 @@ from anp_vs.pruning.slicing import Select
 _OPAQUE = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
-class Tracer(fx.Tracer):
+class LayerTracer(fx.Tracer):
+    """Follows a forward pass into the user's modules, and leaves layers whole."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Our own layers are no less units than PyTorch's."""
+        leaf = isinstance(m, Gate | GateReader | Select | Normalize | Dropout)
+        return leaf or super().is_leaf_module(m, module_qualified_name)
+
+
+class Tracer(LayerTracer):
     """Follows one forward pass in evaluation with the images as its only argument.
 
     `torch.fx` alone refuses to loop over a shape and to branch on one. Here what was traced so far is run on the
@@ -49,11 +58,6 @@ class Tracer(fx.Tracer):
                     f"module that was compiled or wrapped, and compile or wrap the result."
                 )
         return super().trace(root, concrete_args)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Our own layers are no less units than PyTorch's."""
-        leaf = isinstance(m, Gate | GateReader | Select | Normalize | Dropout)
-        return leaf or super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
