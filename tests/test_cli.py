@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -191,7 +192,7 @@ def test_a_directory_of_another_recipe_and_one_in_use(anp_vs: Any) -> None:
     assert anp_vs("train", "mine.yaml", "--out", "here", "--quiet").status == 0
     paragraph(
         anp_vs("train", "mine.yaml", "--out", "here", "--lr", "0.5"),
-        # What the run settled by itself (precision, layout) is no difference and is not named.
+        # What the run settled by itself (precision, layout, compilation) is no difference and is not named.
         r"another recipe: lr \(0.003 there, 0.5 asked\)\. Choose",
     )
     with run.RunDirectory(Path("here")):
@@ -301,6 +302,17 @@ def test_an_interrupt_outside_training_is_no_traceback(anp_vs: Any, monkeypatch:
     ran = anp_vs("cost", "here")
     assert ran.status == 130
     assert "Traceback" not in ran.err
+
+
+def test_as_a_program_whose_reader_has_gone(tmp_path: Path) -> None:
+    """`anp-vs recipes | head` is no error."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "anp_vs", "recipes"], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_as_a_program_a_mistake_has_a_status_and_no_traceback(tmp_path: Path) -> None:

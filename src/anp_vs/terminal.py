@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 
 from rich.console import Console
@@ -15,9 +17,14 @@ def plain_console(*, stderr: bool = False) -> Console:
 
 
 def exit_status(command: Callable[[], int]) -> int:
-    """Run a command; its own status, 2 for a user's mistake, 130 when stopped by a signal."""
+    """Run a command; its own status, 2 for a user's mistake, 130 when stopped by a signal, 141 when nobody reads on."""
     try:
-        return command()
+        status = command()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # as in `anp-vs recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
+        return 141
     except AnpVsError as error:
         plain_console(stderr=True).print(f"anp-vs: {error}", markup=False)
         return 130 if isinstance(error, Stopped) else 2

@@ -1,17 +1,22 @@
 """How precision and layout are chosen, and that a run keeps what was chosen."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pooch
 import pytest
+import torch
 from lightning_fabric import Fabric
 
 from anp_vs import recipes
+from anp_vs.errors import RunError
+from anp_vs.pruning.compiled import Compiled
 from anp_vs.recipes import Recipe
 from anp_vs.training import run, tuning
 from anp_vs.training.run_directory import RunDirectory
-from training.tiny import digits, equal, patched, recipe
+from training.tiny import digits, equal, patched, recipe, trainer
 
 FABRIC = Fabric(accelerator="cpu", devices=1)
 PLAIN, OTHER, LOW = ("float32", "channels-last"), ("float32", "contiguous"), ("bfloat16", "channels-last")
@@ -51,7 +56,7 @@ def test_the_fastest_is_taken_if_it_is_clearly_so(
 def test_what_was_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "_measure", lambda *_: pytest.fail("measured"))
     asked = recipe("at", precision="bfloat16", layout="contiguous")
-    assert tuning.settle(asked, digits(), FABRIC, None) == (asked, None)
+    assert tuning.settle(asked, digits(), FABRIC, None) == (replace(asked, compilation="off"), None)
 
 
 def test_a_small_network_and_a_slow_bfloat16_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,20 +90,101 @@ def test_the_first_process_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> N
     remembered = {PLAIN: 1.0, OTHER: 1.0, LOW: 0.5, ("bfloat16", "contiguous"): 0.6}
     monkeypatch.setattr(tuning, "_measure", lambda *_: pytest.fail("took steps that the first process does not take"))
     monkeypatch.setattr(tuning, "_bfloat16_is_faster", lambda device: False)
-    told = iter([list(remembered), remembered, LOW])
+    told = iter([list(remembered), remembered, LOW, (True, "compiled there")])
     monkeypatch.setattr(FABRIC, "broadcast", lambda mine: next(told))
-    chosen, _ = tuning.settle(recipe("at"), digits(), FABRIC, None)
-    assert (chosen.precision, chosen.layout) == LOW
+    chosen, words = tuning.settle(recipe("at"), digits(), FABRIC, None)
+    assert (chosen.precision, chosen.layout, chosen.compilation) == (*LOW, "on")
+    assert words is not None
+    assert words.endswith("; compiled there")
+
+
+def compiled(asked: Recipe) -> tuple[str, str | None]:
+    chosen, told = tuning.settle(asked, digits(), FABRIC, None)
+    return chosen.compilation, told
+
+
+AS_IT_IS = {"precision": "float32", "layout": "channels-last"}
+
+
+@pytest.mark.parametrize(("seconds", "chosen"), [(0.5, "on"), (0.95, "off"), (2.0, "off")])
+def test_compiling_has_to_be_clearly_faster(seconds: float, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = {("attack", "plain"): 1.0, ("attack", "compiled"): seconds}
+    monkeypatch.setattr(tuning, "_time_compiled", lambda *_: ways)
+    found, told = compiled(recipe("anp-vs", **AS_IT_IS))
+    assert found == chosen
+    assert told == f"an attack step takes 1.000 s, compiled {seconds:.3f} s"
+    monkeypatch.setattr(tuning, "_time_compiled", lambda *_: pytest.fail("measured again"))
+    assert compiled(recipe("anp-vs", **AS_IT_IS)) == (found, told)
+
+
+@pytest.mark.parametrize(
+    ("row", "changes"),
+    [
+        ("standard", {}),  # is not attacked
+        ("anp-vs", {"decide_at": 1.0}),  # changes its shape to the end
+        ("anp-vs", {"compilation": "off"}),
+    ],
+)
+def test_where_compiling_cannot_pay_it_is_not_measured(
+    row: str, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "_time_compiled", lambda *_: pytest.fail("measured"))
+    assert compiled(recipe(row, **AS_IT_IS, **changes)) == ("off", None)
+
+
+def test_a_short_run_is_not_worth_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning.Compiled, "take", lambda *_: pytest.fail("compiled"))
+    assert compiled(recipe("anp-vs", **AS_IT_IS)) == ("off", None)
+
+
+def test_compiling_is_measured_in_the_shape_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "LONG", 0)
+    monkeypatch.setattr(tuning, "Compiled", lambda: Compiled("aot_eager"))
+    found, told = compiled(recipe("anp-vs", **AS_IT_IS))
+    assert found in ("on", "off")
+    assert told is not None
+    assert told.startswith("an attack step takes ")
+
+
+def test_a_missing_compiler_is_said_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RunError("there is no compiler")
+
+    monkeypatch.setattr(tuning, "_time_compiled", fail)
+    assert compiled(recipe("at", **AS_IT_IS)) == ("off", "the attack is not compiled (there is no compiler)")
+
+
+def test_training_compiles_once_the_gates_are_fixed() -> None:
+    traced: list[bool] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        traced.append(compiling.decided)
+        return graph.forward
+
+    plain, compiling = trainer("anp-vs", compilation="off"), trainer("anp-vs", compilation="on")
+    compiling.compiled = Compiled(backend)
+    for _ in range(plain.total_steps):
+        plain.advance()
+        compiling.advance()
+    assert compiling.decided
+    assert traced == [True]
+    for name, value in plain.network.state_dict().items():
+        torch.testing.assert_close(compiling.network.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_a_run_keeps_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        run, "settle", lambda asked, *_: (replace(asked, precision="bfloat16", layout="contiguous"), "as measured")
+        run,
+        "settle",
+        lambda asked, *_: (
+            replace(asked, precision="bfloat16", layout="contiguous", compilation="off"),
+            "as measured",
+        ),
     )
     with patched():
         first = run.train(recipe("anp-vs"), out=tmp_path / "a", quiet=True)
         held = recipes.load(tmp_path / "a" / "recipe.yaml")
-        assert (held.precision, held.layout) == ("bfloat16", "contiguous")
+        assert (held.precision, held.layout, held.compilation) == ("bfloat16", "contiguous", "off")
         RunDirectory(tmp_path / "a").check(recipe("anp-vs"))  # asked again with `auto`: still the same run
         monkeypatch.setattr(run, "settle", lambda asked, *_: (asked, None))
         again = run.train(held, out=tmp_path / "b", quiet=True)

@@ -52,8 +52,12 @@ class Twin:
         self.in_place = {p.path for p in relus} - {p.path for p in relus if not _overwritable(p.inputs[0])}
 
     @torch.no_grad()
-    def build(self) -> nn.Module:
-        """The twin for the present weights: evaluation mode, parameters without gradients."""
+    def build(self, *, own_kernels: bool = True) -> nn.Module:
+        """The twin for the present weights: evaluation mode, parameters without gradients.
+
+        Args:
+            own_kernels: use `PixelConv2d` where it is faster; a compiler is better off without.
+        """
         twin = self.compactor.build()
         for module in twin.modules():  # what is shared with the network in training must not be frozen there
             for name, parameter in module._parameters.items():
@@ -78,7 +82,7 @@ class Twin:
                 if weight is not None and weight.dim() == 4:
                     laid_out = weight.contiguous(memory_format=torch.channels_last)
                     module._parameters["weight"] = nn.Parameter(laid_out, requires_grad=False)
-        if self.on_cpu:  # a GPU's kernels need no help with the first layer
+        if self.on_cpu and own_kernels:  # a GPU's kernels need no help with the first layer
             for path, module in list(twin.named_modules()):
                 if isinstance(module, nn.Conv2d) and suits(module):
                     replace(twin, path, PixelConv2d(module))

@@ -2,6 +2,7 @@
 
 from anp_vs.recipes.recipe import (
     LARGEST_FILE,
+    MEASURED,
     Attack,
     Recipe,
     dump,
@@ -15,6 +16,7 @@ from anp_vs.recipes.tables import RECIPES, find, prerequisite
 
 __all__ = [
     "LARGEST_FILE",
+    "MEASURED",
     "RECIPES",
     "Attack",
     "Recipe",

@@ -23,6 +23,8 @@ LARGEST = 1_000_000
 """Largest count (epochs, steps, ...) a recipe may hold: more is a slip of the pen."""
 LARGEST_FILE = 100_000
 """Bytes of the largest YAML recipe that is read; a real one has 1,500."""
+MEASURED = ("precision", "layout", "compilation")
+"""Fields that may say `auto`: a short measurement at the start of a run puts a value there."""
 NAME = re.compile(r"(?=.{1,200}\Z)[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9][\w.+-]*)*")
 """Names of recipes: a relative path that cannot lead out of its folder."""
 
@@ -98,6 +100,8 @@ class Recipe:
         precision: float32 or bfloat16, of training alone: evaluation is always float32, and so is everything that
             sees pixels; auto takes what a short measurement at the start finds faster.
         layout: of feature maps in memory, channels-last or contiguous; auto as for the precision.
+        compilation: whether the attacked network is compiled (torch.compile), from when its shape no longer changes:
+            at once without gates, from `decide_at` on with them; auto measures that at the start of a long run.
         augment: zero-pad 4, random crop and flip.
         shift: zero-pad by so many pixels and crop at random, without mirroring; for pictures that have a right way
             round, in the place of `augment`.
@@ -138,6 +142,7 @@ class Recipe:
     average: float = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     layout: Literal["auto", "channels-last", "contiguous"] = "auto"
+    compilation: Literal["auto", "off", "on"] = "auto"
     augment: bool = False
     shift: int = 0
     awp: float = 0.0

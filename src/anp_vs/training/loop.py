@@ -22,6 +22,7 @@ from anp_vs.methods.awp import perturbed_objective
 from anp_vs.methods.method import Objective
 from anp_vs.networks import build
 from anp_vs.networks.images import take_images
+from anp_vs.pruning.compiled import Compiled
 from anp_vs.pruning.gate import gate_parameters, gates, sparsity_percent, weight_parameters
 from anp_vs.pruning.graph import Graph, example_for
 from anp_vs.pruning.insertion import insert_gates
@@ -72,6 +73,7 @@ class Trainer:
         self.memory_format = torch.contiguous_format if recipe.layout == "contiguous" else torch.channels_last
         self.share = Share(fabric)
         self.share.check(recipe.batch_size)
+        self.compiled = Compiled() if recipe.compilation == "on" else None
         self.train, self.validation = dataset.train.to(fabric.device), dataset.validation.to(fabric.device)
         if len(self.train) < recipe.batch_size:
             raise RunError(
@@ -209,17 +211,12 @@ class Trainer:
             noise.normal_(0, self.method.start_radius, generator=draws)
         start = torch.clamp(images + self.share.rows(noise), lower, upper)
         if self.twin is not None:
-            twin = self.twin.build()
-            return ascend(
-                twin,
-                start,
-                lower,
-                upper,
-                labels,
-                recipe.step,
-                recipe.steps,
-                self.method.attack_loss(twin, images),
-            )
+            settled = self.compiled if self.decided else None
+            twin = self.twin.build(own_kernels=settled is None)
+            if settled is not None:
+                twin = settled.take(twin, images, labels)
+            loss = self.method.attack_loss(twin, images)
+            return ascend(twin, start, lower, upper, labels, recipe.step, recipe.steps, loss)
         with frozen(self.network):
             loss = self.method.attack_loss(self.network, images)
             return ascend(self.network, start, lower, upper, labels, recipe.step, recipe.steps, loss)

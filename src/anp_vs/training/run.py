@@ -26,7 +26,7 @@ from anp_vs.device import choose
 from anp_vs.errors import InputError, RunError, Stopped
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates, sparsity_percent
-from anp_vs.recipes import Recipe
+from anp_vs.recipes import MEASURED, Recipe
 from anp_vs.training import checkpoint
 from anp_vs.training.loop import Trainer
 from anp_vs.training.parallel import Share, together
@@ -182,9 +182,9 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
         dataset = load_data(recipe.data, recipe.data_root, validation=recipe.validation, pictures=recipe.pictures)
     start = _start(recipe, root_of(run.path, recipe), fabric, quiet) if state is None else None
     told = None
-    if run.recipe_file.exists():  # precision and layout were settled when the run began
+    if run.recipe_file.exists():  # how to compute was settled when the run began
         held = run.read_recipe()
-        recipe = dataclasses.replace(recipe, precision=held.precision, layout=held.layout)
+        recipe = dataclasses.replace(recipe, **{name: getattr(held, name) for name in MEASURED})
     else:
         recipe, told = settle(recipe, dataset, fabric, start)
     trainer, watch = Trainer(recipe, dataset, fabric, start), Watch()

@@ -131,7 +131,7 @@ class RunDirectory:
         # Where the data lie may change: their content is checked against its checksum. So may what is done about
         # trouble, when there is some. What was asked to be chosen has been chosen there.
         free: dict[str, Any] = {"data_root": held.data_root, "on_trouble": held.on_trouble}
-        free |= {name: getattr(held, name) for name in ("precision", "layout") if getattr(recipe, name) == "auto"}
+        free |= {name: getattr(held, name) for name in recipes.MEASURED if getattr(recipe, name) == "auto"}
         recipe = dataclasses.replace(recipe, **free)
         if held == recipe:
             return
