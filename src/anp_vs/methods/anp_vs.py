@@ -93,6 +93,11 @@ class ANPVS(Method):
         one_of(self, "adversarial_loss", get_args(AdversarialLoss))
 
     @property
+    def hard_labels(self) -> bool:
+        """MART's loss asks for the labels themselves."""
+        return self.adversarial_loss == "mart"
+
+    @property
     def start_radius(self) -> float | None:
         """Of the adversarial loss's own attack."""
         return None if self.adversarial_loss == "ce" else START_RADIUS

@@ -88,6 +88,11 @@ class Method:
     """Whether the loop's L2 penalty applies; False where the loss holds a prior of its own."""
 
     @property
+    def hard_labels(self) -> bool:
+        """Whether the loss can only be computed from labels, not from class probabilities in their place."""
+        return False
+
+    @property
     def start_radius(self) -> float | None:
         """Where the attack starts: uniform in the ball (None), or Gaussian with this standard deviation."""
         return None
@@ -125,7 +130,7 @@ class Method:
             network: in training mode.
             images: clean, B x C x H x W in [0, 1].
             adversarial: attacked, same shape; the clean images for a method without an attack.
-            labels: int64, B.
+            labels: int64, B; with a teacher, class probabilities B x K.
             training_images: N, the size of the training set: KL terms are divided by it.
         """
         raise NotImplementedError

@@ -108,6 +108,10 @@ class Recipe:
         awp: length of the adversarial weight perturbation relative to each layer's weights, see
             `anp_vs.methods.awp`; 0 for none.
         start: recipe or run directory whose trained weights training begins with; None starts afresh.
+        teacher: recipe or run directory of a trained network that is distilled into this one (Hinton et al. 2015, arXiv
+            1503.02531): its class probabilities of the clean image are mixed into the label of both images, clean
+            and adversarial (as in Goldblum et al. 2020, arXiv 1905.09747); None for none.
+        teacher_weight: share of the teacher in that mixture, 0 to 1.
         black_box: recipe of the independently trained network that black-box attacks are made on; None for none.
         on_trouble: what happens when a layer dies out, a gate collapses, or the network overfits the attack of
             training: stop; step-back to the last good epoch and go on at half the learning rates, three times at
@@ -147,6 +151,8 @@ class Recipe:
     shift: int = 0
     awp: float = 0.0
     start: str | None = None
+    teacher: str | None = None
+    teacher_weight: float = 0.7
     black_box: str | None = None
     on_trouble: Literal["stop", "step-back", "continue"] = "stop"
     seed: int = 0
@@ -182,6 +188,12 @@ class Recipe:
             raise InputError(f"shift is {shown(self.shift)}; it is a number of pixels in 0 to 1000.")
         if self.augment and self.shift:
             raise InputError(f"augment crops at random already; turn it off for a shift of {self.shift}.")
+        if not 0 <= self.teacher_weight <= 1:
+            raise InputError(f"teacher_weight is {self.teacher_weight}; it is a share and must lie in [0, 1].")
+        if self.teacher is not None and self.method.hard_labels:
+            raise InputError(
+                f"MART needs labels, not probabilities: train {self.name} without the teacher {self.teacher}."
+            )
         if not 0 <= self.awp < 1:
             raise InputError(f"awp is {self.awp}; it is a share of each layer's norm and must lie in [0, 1).")
         if any(not 0 <= m <= 1 for m in self.milestones):

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from anp_vs.errors import InputError
 from anp_vs.methods import (
@@ -153,6 +153,11 @@ RECIPES: dict[str, Recipe] = {
             "pretraining": {"data": "digits", "epochs": 40}, "pretrained-at": {"epochs": 4, "lr": 3e-4},
         },
     ),
+    "mnist-best/anp-vs": replace(
+        MNIST_CPU, name="mnist-best/anp-vs", source="the best small network two CPU cores found so far: mnist-cpu/anp-vs with a "
+        "dense robust teacher; chosen on the validation split", start="mnist-cpu/standard", teacher="mnist-cpu/admm",
+        method=ANPVS(beta=9.0, adversarial_weight=1.0), black_box="mnist-cpu/black-box-source", **PRICED,
+    ),
     **_reduced(
         "cpu", CIFAR_CPU, 4.0,
         {
@@ -205,18 +210,20 @@ def find(recipe: str | Path | Recipe) -> Recipe:
     )
 
 
-def prerequisite(recipe: Recipe) -> Recipe | None:
-    """The recipe whose trained weights this one starts with: same seed, same images; None without one.
+def prerequisite(recipe: Recipe, field: Literal["start", "teacher"] = "start") -> Recipe | None:
+    """The recipe whose trained network this one starts with or learns from: same seed, same images; None without one.
 
     When this recipe's data, network or pictures were changed, the other is trained on the same, under a name of
-    its own.
+    its own. (A teacher may be another network, so of a changed network it is left as it is.)
     """
-    if recipe.start not in RECIPES:
+    wanted = getattr(recipe, field)
+    if wanted not in RECIPES:
         return None
     handed_on: dict[str, Any] = {"seed": recipe.seed, "data_root": recipe.data_root, "validation": recipe.validation}
     usual = RECIPES.get(recipe.name, recipe)
-    own = [name for name in ("data", "network", "pictures") if getattr(recipe, name) != getattr(usual, name)]
+    shared = ("data", "network", "pictures") if field == "start" else ("data", "pictures")
+    own = [name for name in shared if getattr(recipe, name) != getattr(usual, name)]
     if own:
         handed_on |= {name: getattr(recipe, name) for name in (*own, "batch_size")}
-        handed_on["name"] = f"{recipe.name}-start"
-    return override(RECIPES[recipe.start], handed_on)
+        handed_on["name"] = f"{recipe.name}-{field}"
+    return override(RECIPES[wanted], handed_on)

@@ -140,9 +140,9 @@ def _fill(block: Block, members: Sequence[tuple[RunRecord, Mapping[str, Any]]]) 
 
 def _configuration(values: Mapping[str, Any]) -> dict[str, Any]:
     """What tells two rows apart: all of the recipe but the seed and where files lie."""
-    own_start = values.get("start") is not None and values["start"] not in recipes.RECIPES
+    own = [name for name in ("start", "teacher") if values.get(name) not in (None, *recipes.RECIPES)]
     kept = {name: value for name, value in values.items() if name not in ("seed", "data_root", "black_box")}
-    return kept | {"start": "a run of one's own"} if own_start else kept
+    return kept | dict.fromkeys(own, "a run of one's own")
 
 
 def changes(values: Mapping[str, Any]) -> str:

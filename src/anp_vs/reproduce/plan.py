@@ -118,8 +118,8 @@ def plan(
     def training(recipe: Recipe) -> Job:
         name = f"train {recipe.name} seed {recipe.seed}"
         if name not in jobs:
-            before = recipes.prerequisite(recipe)
-            needs = (training(before).name,) if before else ()
+            before = recipes.prerequisite(recipe), recipes.prerequisite(recipe, "teacher")
+            needs = tuple(training(other).name for other in before if other)
             jobs[name] = Job(name, recipe, RunDirectory.default(recipe, root), needs)
         return jobs[name]
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.nn import functional
 
 from anp_vs.attacks import frozen, geometry
 from anp_vs.attacks.pgd import ascend
 from anp_vs.data import Dataset
-from anp_vs.errors import RunError
+from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.cost import unit_macs
 from anp_vs.methods.awp import perturbed_objective
 from anp_vs.methods.method import Objective
@@ -62,10 +63,19 @@ class Trainer:
         dataset: its data.
         fabric: device and processes.
         start: trained weights to begin with, names as in the plain network's `state_dict`; None starts afresh.
+        teacher: a trained network that the recipe's `teacher_weight` mixes into the labels; None for none.
+
+    Raises:
+        InputError: the teacher does not take these images, or knows another number of classes.
     """
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, fabric: Fabric, start: dict[str, Tensor] | None = None
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        fabric: Fabric,
+        start: dict[str, Tensor] | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.recipe, self.fabric, self.method = recipe, fabric, recipe.method
         # What is not chosen yet (`auto`) is the plain way on a CPU, see `anp_vs.training.tuning`.
@@ -105,6 +115,7 @@ class Trainer:
             torch.optim.Adam(gate_parameters(self.network), recipe.gate_lr) if self.method.gated else None
         )
         self.companion = self.method.companion(self.network, self.total_steps)
+        self.teacher = self._frozen(teacher, len(dataset.classes)) if teacher is not None else None
 
     # -- state ----------------------------------------------------------------------------------------------
 
@@ -175,6 +186,18 @@ class Trainer:
         if self.precision != "float32":
             self.first = self.twin.first if self.twin else on_pixels(Graph(self.network, example).points)[1]
 
+    def _frozen(self, teacher: nn.Module, classes: int) -> nn.Module:
+        """The teacher as a constant that computes in this run's precision; built once, its weights stay."""
+        take_images(teacher, self.train.shape)
+        last = self.memory_format == torch.channels_last
+        twin = Twin(
+            teacher.to(self.fabric.device), example_for(teacher), channels_last=last, precision=self.precision
+        ).build()
+        known = twin(example_for(teacher)).shape[1]
+        if known != classes:
+            raise InputError(f"The teacher {self.recipe.teacher} knows {known} classes, the data have {classes}.")
+        return twin
+
     # -- one step -------------------------------------------------------------------------------------------
 
     @property
@@ -235,7 +258,7 @@ class Trainer:
         self.network.train()
         with lowered(self.network, self.first, self.precision):
             objective = perturbed_objective(
-                self.method, self.network, images, adversarial, labels, len(self.train),
+                self.method, self.network, images, adversarial, self._targets(images, labels), len(self.train),
                 gamma=self.recipe.awp, average=self.share.average,
             )  # fmt: skip
         loss = objective.weights
@@ -262,6 +285,14 @@ class Trainer:
         self._update_average()
         self.seconds += time.perf_counter() - began
         return Report(self.step, (self.step - 1) // self.steps_per_epoch, None, message=message)
+
+    @torch.no_grad()
+    def _targets(self, images: Tensor, labels: Tensor) -> Tensor:
+        """What the losses compare with: the labels, or their mixture with the teacher's probabilities, B x K."""
+        if self.teacher is None:
+            return labels
+        taught = self.teacher(images).softmax(1)
+        return torch.lerp(functional.one_hot(labels, taught.shape[1]).to(taught), taught, self.recipe.teacher_weight)
 
     def _backward(self, loss: Tensor, objective: Objective) -> None:
         """Each group of parameters gets the gradient of its own loss."""

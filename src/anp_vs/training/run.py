@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -127,14 +127,19 @@ def _fabric(device: str, devices: int, nodes: int) -> Fabric:
 
 def _start(recipe: Recipe, root: Path, fabric: Fabric, quiet: bool) -> dict[str, Tensor] | None:
     """The weights a recipe begins with; trains them first when they are another recipe's."""
-    if recipe.start is None:
+    network = _needed(recipe, "start", root, fabric, quiet)
+    return serialization.read_tensors(network, serialization.read_card(network)) if network else None
+
+
+def _needed(recipe: Recipe, field: Literal["start", "teacher"], root: Path, fabric: Fabric, quiet: bool) -> Path | None:
+    """The file of a network that a recipe asks for by path or, trained here if it is not yet, by recipe."""
+    if getattr(recipe, field) is None:
         return None
-    place = Path(recipe.start)
-    if before := recipes.prerequisite(recipe):
+    place = Path(getattr(recipe, field))
+    if before := recipes.prerequisite(recipe, field):
         place = RunDirectory.default(before, root)
         _trained(before, place, fabric, quiet)
-    network = serialization.locate(place / "network.safetensors" if place.is_dir() else place)
-    return serialization.read_tensors(network, serialization.read_card(network))
+    return serialization.locate(place / "network.safetensors" if place.is_dir() else place)
 
 
 def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> None:
@@ -180,14 +185,17 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
     first = fabric.is_global_zero
     with fabric.rank_zero_first():  # a data set that has to be downloaded is downloaded once
         dataset = load_data(recipe.data, recipe.data_root, validation=recipe.validation, pictures=recipe.pictures)
-    start = _start(recipe, root_of(run.path, recipe), fabric, quiet) if state is None else None
+    root = root_of(run.path, recipe)
+    start = _start(recipe, root, fabric, quiet) if state is None else None
+    taught = _needed(recipe, "teacher", root, fabric, quiet)
     told = None
     if run.recipe_file.exists():  # how to compute was settled when the run began
         held = run.read_recipe()
         recipe = dataclasses.replace(recipe, **{name: getattr(held, name) for name in MEASURED})
     else:
         recipe, told = settle(recipe, dataset, fabric, start)
-    trainer, watch = Trainer(recipe, dataset, fabric, start), Watch()
+    teacher = serialization.load(taught) if taught else None
+    trainer, watch = Trainer(recipe, dataset, fabric, start, teacher), Watch()
     position, owed, said = 0, False, None
     if state is not None:
         try:
