@@ -215,12 +215,12 @@ def reproduce(words: list[str]) -> int:
     from anp_vs.report.tables import show_blocks
     from anp_vs.reproduce import table
     from anp_vs.reproduce.overview import Overview
-    from anp_vs.reproduce.plan import ROWS, plan
+    from anp_vs.reproduce.plan import plan
 
     asked = tyro.cli(ReproduceCommand, args=words, prog="anp-vs reproduce", config=(tyro.conf.AvoidSubcommands,))
     out = asked.out.resolve() if asked.cluster else asked.out
     jobs = plan(
-        asked.table, rows=asked.rows or ROWS, seeds=asked.seeds, effort=asked.recipe, root=out,
+        asked.table, rows=asked.rows or None, seeds=asked.seeds, effort=asked.recipe, root=out,
         data_root=asked.data_root, autoattack=asked.autoattack,
     )  # fmt: skip
     if asked.dry:

@@ -31,13 +31,21 @@ def test_every_job_stands_behind_what_it_needs_and_once(table: str, effort: str)
     assert [name.rpartition("/")[2] for name in vs.needs] == ["standard seed 2"]
 
 
+def test_the_best_row_waits_for_its_start_and_its_teacher() -> None:
+    jobs = {job.name: job for job in plan("mnist", effort="best")}
+    (best,) = (job for job in jobs.values() if job.trains and job.recipe.name == "mnist-best/anp-vs")
+    assert set(best.needs) == {"train mnist-cpu/standard seed 0", "train mnist-cpu/admm seed 0"}
+    assert jobs["train mnist-cpu/admm seed 0"].needs == ("train mnist-cpu/at seed 0",)
+
+
 def test_the_prerequisite_of_the_plan_is_the_one_that_training_looks_for() -> None:
     for name, recipe in recipes.RECIPES.items():
         seeded = recipes.override(recipe, {"seed": 5, "data_root": "elsewhere"})
-        before = recipes.prerequisite(seeded)
-        assert (before is None) == (recipe.start is None), name
-        if before is not None:
-            assert (before.name, before.seed, before.data_root) == (recipe.start, 5, "elsewhere")
+        for field, wanted in (("start", recipe.start), ("teacher", recipe.teacher)):
+            before = recipes.prerequisite(seeded, field)  # type: ignore[arg-type]
+            assert (before is None) == (wanted is None), name
+            if before is not None:
+                assert (before.name, before.seed, before.data_root) == (wanted, 5, "elsewhere")
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ CIFAR_CPU = replace(
     decide_at=0.08, remove_after=50, average=0.998,
 )  # fmt: skip
 
-PRICED = {
+PRICED: dict[str, Any] = {
     "epochs": 30, "lr": 3e-3, "eps_warmup": 0.067, "decide_at": 0.167, "target_sparsity": None, "cost_exponent": 0.3,
 }  # fmt: skip
 """Five epochs under gates whose units are priced by the MACs they cost, then the small network trains on alone."""

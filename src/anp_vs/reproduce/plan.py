@@ -17,9 +17,9 @@ from anp_vs.training.run_directory import RunDirectory
 
 ROWS = ("standard", "bp", "at", "at-bnn", "pretrained-at", "admm", "trades", "anp-vs")
 """The rows of the published tables, in their order."""
-Effort = Literal["paper", "cpu", "gpu"]
-"""Which recipes: as published, or reduced to what two CPU cores or one GPU can train."""
-SUFFIX: dict[Effort, str] = {"paper": "", "cpu": "-cpu", "gpu": "-gpu"}
+Effort = Literal["paper", "cpu", "gpu", "best"]
+"""Which recipes: as published, reduced to what two CPU cores or one GPU can train, or improved beyond the paper."""
+SUFFIX: dict[Effort, str] = {"paper": "", "cpu": "-cpu", "gpu": "-gpu", "best": "-best"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Job:
 def plan(
     table: str,
     *,
-    rows: Sequence[str] = ROWS,
+    rows: Sequence[str] | None = None,
     seeds: int = 1,
     effort: Effort = "cpu",
     root: Path = Path("runs"),
@@ -91,9 +91,9 @@ def plan(
 
     Args:
         table: mnist, cifar10 or cifar100.
-        rows: recipes of the table; the published rows by default.
+        rows: recipes of the table; by default those of the published rows that it has.
         seeds: runs of each row, with the seeds 0, 1, ...
-        effort: `paper`, `cpu` or `gpu`.
+        effort: `paper`, `cpu`, `gpu` or `best`.
         root: folder of the run directories.
         data_root: folder that holds the data sets; None downloads them.
         autoattack: test images to run AutoAttack on, 0 for none.
@@ -107,6 +107,7 @@ def plan(
     known = [name.rpartition("/")[2] for name in recipes.RECIPES if name.rpartition("/")[0] == prefix]
     if not known:
         raise InputError(f"There are no {effort} recipes for the table {table!r}; see anp-vs recipes.")
+    rows = [row for row in ROWS if row in known] if rows is None else rows
     if unknown := [row for row in rows if row not in known]:
         raise InputError(f"The table {prefix} has no row {unknown[0]!r}; its rows are {', '.join(known)}.")
     if not 1 <= seeds <= 1000:

@@ -1,0 +1,111 @@
+"""Distillation: what is minimised with a teacher, and how a run comes by one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from anp_vs.errors import InputError
+from anp_vs.methods.method import logits_pair
+from anp_vs.training import run
+from anp_vs.training.loop import Trainer
+from training.tiny import TinyConvolution, digits, equal, patched, recipe
+
+FABRIC = Fabric(accelerator="cpu", devices=1)
+
+
+def teacher(classes: int = 10) -> nn.Module:
+    torch.manual_seed(9)
+    return TinyConvolution(classes).eval()
+
+
+def student(weight: float | None, name: str = "at", **changes: object) -> Trainer:
+    asked = {"teacher": "given", "teacher_weight": weight} if weight is not None else {}
+    return Trainer(recipe(name, **asked, **changes), digits(), FABRIC, None, teacher() if asked else None)
+
+
+def test_the_gradient_is_that_of_the_mixture_of_cross_entropy_and_divergence() -> None:
+    """Hinton et al.: (1 - d) CE(p, y) + d KL(t || p); written out here with logarithms and sums."""
+    weight = 0.7
+    training = student(weight, average=0.0, lr=0.1, optimiser="sgd", weight_decay=0.0, eps_warmup=0.0)
+    labels = training.batch()[1]
+    before = {name: value.clone() for name, value in training.network.named_parameters()}
+    seen: list[Tensor] = []
+    objective = type(training.method).objective
+
+    def recording(self: object, network: nn.Module, clean: Tensor, adversarial: Tensor, *rest: object) -> object:
+        seen.append(adversarial)
+        dropout = torch.get_rng_state()
+        both = torch.cat(logits_pair(network, clean, adversarial)).log_softmax(1)
+        taught = teacher()(clean).softmax(1).repeat(2, 1)
+        own = labels.repeat(2)
+        terms = -(1 - weight) * both[torch.arange(len(own)), own]
+        terms = terms + weight * (taught * (taught.log() - both)).sum(1)
+        half = len(labels)
+        total = (terms[:half].mean() + 2 * terms[half:].mean()) / 3
+        expected.extend(torch.autograd.grad(total, list(network.parameters())))
+        torch.set_rng_state(dropout)
+        network.load_state_dict(state)  # the running statistics have moved
+        return objective(self, network, clean, adversarial, *rest)  # type: ignore[arg-type]
+
+    expected: list[Tensor] = []
+    state = {name: value.clone() for name, value in training.network.state_dict().items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(training.method), "objective", recording)
+        training.advance()
+    assert len(seen) == 1
+    for (name, parameter), gradient in zip(training.network.named_parameters(), expected, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+        assert gradient.abs().sum() == 0 or not torch.equal(parameter, before[name])
+
+
+def test_a_teacher_of_no_weight_changes_nothing() -> None:
+    alone, taught = student(None), student(0.0)
+    for _ in range(4):
+        alone.advance()
+        taught.advance()
+    for name, value in alone.network.state_dict().items():
+        torch.testing.assert_close(taught.network.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["standard", "bp", "at", "trades", "admm", "at-bnn", "anp-vs"])
+def test_every_method_with_labels_only_in_its_cross_entropies_takes_a_teacher(name: str) -> None:
+    training = student(1.0, name)
+    training.advance()
+    assert training.means["train_accuracy" if name in ("standard", "bp") else "train_robust_accuracy"] >= 0
+
+
+def test_a_teacher_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(InputError, match="MART needs labels"):
+        recipe("anp-vs", teacher="given", method={"name": "anp-vs", "adversarial_loss": "mart"})
+    with pytest.raises(InputError, match=r"teacher_weight is 1.5; .* \[0, 1\]"):
+        recipe("at", teacher_weight=1.5)
+    with pytest.raises(InputError, match="knows 3 classes, the data have 10"):
+        Trainer(recipe("at", teacher="given"), digits(), FABRIC, None, teacher(3))
+
+
+def test_a_run_with_a_teacher_stops_and_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with patched():
+        master = run.train(recipe("standard"), out=tmp_path / "master", quiet=True)
+        asked = recipe("anp-vs", teacher=str(master.path))
+        whole = run.train(asked, out=tmp_path / "whole", quiet=True)
+        advance = Trainer.advance
+
+        def dying(training: Trainer) -> object:
+            if training.step == 5:
+                raise KeyboardInterrupt
+            return advance(training)
+
+        monkeypatch.setattr(Trainer, "advance", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(asked, out=tmp_path / "halves", quiet=True)
+        monkeypatch.setattr(Trainer, "advance", advance)
+        again = run.train(asked, out=tmp_path / "halves", quiet=True)
+        alone = run.train(recipe("anp-vs"), out=tmp_path / "alone", quiet=True)
+    equal(dict(whole.network.state_dict()), dict(again.network.state_dict()))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(whole.network.parameters(), alone.network.parameters(), strict=True)
+    )
