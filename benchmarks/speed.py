@@ -28,11 +28,13 @@ from torch.nn import functional
 from anp_vs.attacks import geometry
 from anp_vs.attacks.losses import ce
 from anp_vs.attacks.pgd import ascend
+from anp_vs.attacks.prediction import input_gradient
 from anp_vs.evaluation.cost import macs
 from anp_vs.methods import AT
 from anp_vs.networks import build
 from anp_vs.provenance import provenance
 from anp_vs.pruning.compact import compact
+from anp_vs.pruning.compiled import Compiled
 from anp_vs.pruning.gate import gate_parameters, gates, weight_parameters
 from anp_vs.pruning.graph import Graph, example_for
 from anp_vs.pruning.insertion import insert_gates
@@ -45,7 +47,9 @@ from anp_vs.training.tuning import SMALL_MACS
 BATCH = 128
 SETTINGS = {"lenet5-caffe": (0.3, 0.01, 20), "vgg16": (8 / 255, 2 / 255, 2)}
 """eps, step, steps. VGG-16 takes two steps: a step is what is compared, and it takes a second."""
-PARTS = ("pgd", "steps", "inference", "memory", "run")
+TRAINING = {"lenet5-caffe": "mnist/at", "vgg16": "cifar10/at"}
+"""The recipes whose attack a training step is compared with."""
+PARTS = ("pgd", "steps", "inference", "memory", "compilation", "run")
 UNITS = Path(__file__).resolve().parent.parent / "results" / "anp_vs_units.json"
 Contestant = Callable[[], object]
 TWINS: WeakKeyDictionary[nn.Module, Twin] = WeakKeyDictionary()
@@ -211,8 +215,10 @@ def pgd(name: str, repeats: int) -> dict[str, Any]:
 
 
 def training_steps(name: str, repeats: int) -> dict[str, Any]:
-    """A step of adversarial training on the dense network."""
-    short, network, laid_out, images, labels, budget = dense(name)
+    """A step of adversarial training on the dense network, with as many steps of the attack as the paper's recipe."""
+    short, network, laid_out, images, labels, _ = dense(name)
+    attack = RECIPES[TRAINING[name]].attack
+    budget = (attack.eps, attack.step, attack.steps)
     peer = fastest_peer(network, images, labels, budget)
     first = frozenset(on_pixels(Graph(laid_out, example_for(laid_out)).points)[1])
     steps: dict[str, Contestant] = {
@@ -293,6 +299,25 @@ def inference(name: str, repeats: int) -> dict[str, Any]:
         result["median_seconds"] |= {who: round(statistics.median(values), 6) for who, values in seconds.items()}
         result["macs_ratio"] = round(macs(full, images[:1]) / macs(small, images[:1]), 2)
         found[f"inference_{short}_batch_{batch}"] = result
+    return found
+
+
+def compilation(name: str, repeats: int) -> dict[str, Any]:
+    """The attack's gradient on the twin of a network of which three quarters are out, and on the same twin compiled."""
+    network = with_units(name, [max(1, gate.units // 4) for gate in gates(insert_gates(build(name))).values()])
+    images, labels = torch.rand(BATCH, *network.input_shape), torch.randint(0, 10, (BATCH,))  # type: ignore[misc]
+    found = {}
+    for precision in ("float32", "bfloat16") if macs(build(name), images[:1]) > SMALL_MACS else ("float32",):
+        maker = Twin(network, example_for(network), precision=precision)  # type: ignore[arg-type]
+        began = clock()
+        compiled = Compiled().take(maker.build(own_kernels=False), images, labels)
+        waited = clock() - began
+        twins = {"twin": maker.build(), "anp-vs": compiled}
+        contestants: dict[str, Contestant] = {
+            who: partial(input_gradient, twin, images, labels, ce) for who, twin in twins.items()
+        }
+        key = f"compilation_{name.split('-')[0].removesuffix('5')}_{precision}"
+        found[key] = compare(take_turns(contestants, 3 * repeats)) | {"seconds_to_compile": round(waited, 1)}
     return found
 
 
@@ -411,6 +436,7 @@ def main() -> None:
     work += [("steps", partial(training_steps, name, asked.repeats)) for name in asked.networks]
     work += [("inference", partial(inference, name, asked.repeats)) for name in asked.networks]
     work += [("memory", partial(memory, name, asked.repeats)) for name in asked.networks]
+    work += [("compilation", partial(compilation, name, asked.repeats)) for name in asked.networks]
     work += [("run", partial(whole_run, asked.repeats))]
     for part in (part for name, part in work if name in asked.parts):
         for key, value in part().items():
