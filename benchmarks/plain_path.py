@@ -51,7 +51,7 @@ class PlainTrainer(Trainer):
 
     def _rebuild(self) -> None:
         super()._rebuild()
-        self.twin = None
+        self.adversary.twin = None
 
 
 def run(recipe: Recipe, way: str, root: Path) -> dict[str, float]:

@@ -162,7 +162,7 @@ def test_training_compiles_once_the_gates_are_fixed() -> None:
         return graph.forward
 
     plain, compiling = trainer("anp-vs", compilation="off"), trainer("anp-vs", compilation="on")
-    compiling.compiled = Compiled(backend)
+    compiling.adversary.compiled = Compiled(backend)
     for _ in range(plain.total_steps):
         plain.advance()
         compiling.advance()

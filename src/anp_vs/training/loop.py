@@ -12,32 +12,31 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.nn import functional
 
-from anp_vs.attacks import frozen, geometry
-from anp_vs.attacks.pgd import ascend
 from anp_vs.data import Dataset
-from anp_vs.errors import InputError, RunError
+from anp_vs.errors import RunError
 from anp_vs.evaluation.cost import unit_macs
 from anp_vs.methods.awp import perturbed_objective
 from anp_vs.methods.method import Objective
 from anp_vs.networks import build
 from anp_vs.networks.images import take_images
-from anp_vs.pruning.compiled import Compiled
 from anp_vs.pruning.gate import gate_parameters, gates, sparsity_percent, weight_parameters
-from anp_vs.pruning.graph import Graph, example_for
+from anp_vs.pruning.graph import example_for
 from anp_vs.pruning.insertion import insert_gates
 from anp_vs.pruning.opening import open_gates
-from anp_vs.pruning.precision import Precision, lowered, on_pixels
+from anp_vs.pruning.precision import Precision, lowered
 from anp_vs.pruning.resizing import resize
 from anp_vs.pruning.shrinking import follow, shrink
 from anp_vs.pruning.slicing import take
 from anp_vs.pruning.twin import Twin
 from anp_vs.recipes import Recipe
 from anp_vs.training import schedule
+from anp_vs.training.adversary import Adversary
+from anp_vs.training.average import Average, averaged, shrunk
 from anp_vs.training.batches import Batches
 from anp_vs.training.parallel import Share
-from anp_vs.training.seeding import derive, generator
+from anp_vs.training.seeding import derive
+from anp_vs.training.teacher import Teacher
 from anp_vs.training.validation import validate
 from anp_vs.training.watch import Trouble
 
@@ -83,7 +82,6 @@ class Trainer:
         self.memory_format = torch.contiguous_format if recipe.layout == "contiguous" else torch.channels_last
         self.share = Share(fabric)
         self.share.check(recipe.batch_size)
-        self.compiled = Compiled() if recipe.compilation == "on" else None
         self.train, self.validation = dataset.train.to(fabric.device), dataset.validation.to(fabric.device)
         if len(self.train) < recipe.batch_size:
             raise RunError(
@@ -102,20 +100,26 @@ class Trainer:
         self.network = network.to(fabric.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.decided = not self.method.gated
         self.dead_for = {name: torch.zeros(gate.units, dtype=torch.int64) for name, gate in gates(self.network).items()}
-        self.average: dict[str, Tensor] | None = None
+        self.average: Average | None = None
         self.step = 0
         self.seconds = 0.0
         self.eased = 1.0  # on the learning rates: halved whenever the run steps back from trouble
         self.means: dict[str, float] = {}
         self.counted = 0
-        self.first: set[str] = set()  # the layers that mix pixels; looked for where the precision asks for it
+        last = self.memory_format == torch.channels_last
+        self.adversary = Adversary(recipe, self.share, self.precision, channels_last=last)
         self._rebuild()
         self.weights_optimiser = self._fresh_optimiser()
         self.gates_optimiser = (
             torch.optim.Adam(gate_parameters(self.network), recipe.gate_lr) if self.method.gated else None
         )
         self.companion = self.method.companion(self.network, self.total_steps)
-        self.teacher = self._frozen(teacher, len(dataset.classes)) if teacher is not None else None
+        self.teacher: Teacher | None = None
+        if teacher is not None:
+            self.teacher = Teacher(
+                teacher.to(fabric.device), recipe.teacher_weight, dataset.train.shape, len(dataset.classes),
+                precision=self.precision, channels_last=last,
+            )  # fmt: skip
 
     # -- state ----------------------------------------------------------------------------------------------
 
@@ -177,26 +181,7 @@ class Trainer:
     def _rebuild(self) -> None:
         """Trace the network again after its shape changed."""
         self.share.prepare(self.network)
-        example, last = example_for(self.network), self.memory_format == torch.channels_last
-        self.twin = (
-            Twin(self.network, example, channels_last=last, precision=self.precision)
-            if self.method.adversarial and not self.method.random
-            else None
-        )
-        if self.precision != "float32":
-            self.first = self.twin.first if self.twin else on_pixels(Graph(self.network, example).points)[1]
-
-    def _frozen(self, teacher: nn.Module, classes: int) -> nn.Module:
-        """The teacher as a constant that computes in this run's precision; built once, its weights stay."""
-        take_images(teacher, self.train.shape)
-        last = self.memory_format == torch.channels_last
-        twin = Twin(
-            teacher.to(self.fabric.device), example_for(teacher), channels_last=last, precision=self.precision
-        ).build()
-        known = twin(example_for(teacher)).shape[1]
-        if known != classes:
-            raise InputError(f"The teacher {self.recipe.teacher} knows {known} classes, the data have {classes}.")
-        return twin
+        self.adversary.trace(self.network)
 
     # -- one step -------------------------------------------------------------------------------------------
 
@@ -221,28 +206,7 @@ class Trainer:
 
     def attack(self, images: Tensor, labels: Tensor) -> Tensor:
         """Adversarial images of the present network in evaluation mode, made on its compact twin."""
-        eps = self.eps()
-        if eps == 0:
-            return images
-        recipe = self.recipe.attack
-        lower, upper = geometry.box(images, eps)
-        draws = generator(images.device, self.recipe.seed, "attack", self.step)
-        noise = images.new_empty(self.recipe.batch_size, *images.shape[1:])
-        if self.method.start_radius is None:
-            noise.uniform_(-eps, eps, generator=draws)
-        else:
-            noise.normal_(0, self.method.start_radius, generator=draws)
-        start = torch.clamp(images + self.share.rows(noise), lower, upper)
-        if self.twin is not None:
-            settled = self.compiled if self.decided else None
-            twin = self.twin.build(own_kernels=settled is None)
-            if settled is not None:
-                twin = settled.take(twin, images, labels)
-            loss = self.method.attack_loss(twin, images)
-            return ascend(twin, start, lower, upper, labels, recipe.step, recipe.steps, loss)
-        with frozen(self.network):
-            loss = self.method.attack_loss(self.network, images)
-            return ascend(self.network, start, lower, upper, labels, recipe.step, recipe.steps, loss)
+        return self.adversary.attack(images, labels, self.eps(), self.step, settled=self.decided)
 
     def advance(self) -> Report:
         """One step of training.
@@ -250,16 +214,17 @@ class Trainer:
         Raises:
             Trouble: the loss is not finite; no parameter has been changed by the step.
         """
-        began = time.perf_counter()
+        began, recipe = time.perf_counter(), self.recipe
         self._set_learning_rates()
         images, labels = self.batch()
         torch.manual_seed(derive(self.recipe.seed, "step", self.step))
         adversarial = self.attack(images, labels) if self.method.adversarial else images
+        targets = labels if self.teacher is None else self.teacher.targets(images, labels)
         self.network.train()
-        with lowered(self.network, self.first, self.precision):
+        with lowered(self.network, self.adversary.first, self.precision):
             objective = perturbed_objective(
-                self.method, self.network, images, adversarial, self._targets(images, labels), len(self.train),
-                gamma=self.recipe.awp, average=self.share.average,
+                self.method, self.network, images, adversarial, targets, len(self.train),
+                gamma=recipe.awp, average=self.share.average,
             )  # fmt: skip
         loss = objective.weights
         if self.companion is not None:
@@ -268,7 +233,7 @@ class Trainer:
         if not math.isfinite(value):
             raise Trouble(
                 f"The loss became {value} at step {self.step} of {self.total_steps} (epoch {self.epoch}). "
-                f"Lower lr (now {self.recipe.lr}) or gate_lr, or lengthen eps_warmup."
+                f"Lower lr (now {recipe.lr}) or gate_lr, or lengthen eps_warmup."
             )
         self._backward(loss, objective)
         if self.companion is not None:
@@ -282,17 +247,10 @@ class Trainer:
         self._count(objective, labels)
         self.step += 1
         message = self._prune() if self.method.gated else None
-        self._update_average()
+        if recipe.average:
+            self.average = averaged(self.average, self.network, recipe.average, self.step)
         self.seconds += time.perf_counter() - began
         return Report(self.step, (self.step - 1) // self.steps_per_epoch, None, message=message)
-
-    @torch.no_grad()
-    def _targets(self, images: Tensor, labels: Tensor) -> Tensor:
-        """What the losses compare with: the labels, or their mixture with the teacher's probabilities, B x K."""
-        if self.teacher is None:
-            return labels
-        taught = self.teacher(images).softmax(1)
-        return torch.lerp(functional.one_hot(labels, taught.shape[1]).to(taught), taught, self.recipe.teacher_weight)
 
     def _backward(self, loss: Tensor, objective: Objective) -> None:
         """Each group of parameters gets the gradient of its own loss."""
@@ -397,32 +355,12 @@ class Trainer:
         for optimiser in filter(None, (self.weights_optimiser, self.gates_optimiser)):
             follow(optimiser, before, after, kept)
         if self.average is not None:
-            # A gate's index comes and goes with what it reads, so it is the network's own.
-            held = {name: value for name, value in self.average.items() if not name.endswith("index")}
-            self.average = {name: take(value, kept.get(name, [])) for name, value in held.items()}
-            self.average |= {n: b.clone() for n, b in self.network.named_buffers() if n.endswith("index")}
+            self.average = shrunk(self.average, self.network, kept)
         self.dead_for = {name: take(count, kept.get(f"{name}.a_uc", [])) for name, count in self.dead_for.items()}
         removed = sum(units[name] - gate.units for name, gate in gates(self.network).items())
         if removed:
             self._rebuild()
         return removed
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        if not self.recipe.average:
-            return
-        state = self.network.state_dict()
-        if self.average is None:
-            self.average = {name: value.detach().clone() for name, value in state.items()}
-            return
-        # Early on the average is short, so that the first weights do not linger.
-        decay = min(self.recipe.average, (1 + self.step) / (10 + self.step))
-        for name, value in state.items():
-            held = self.average[name]
-            if held.is_floating_point():
-                held.lerp_(value, 1 - decay)
-            else:
-                held.copy_(value)
 
     # -- validation -----------------------------------------------------------------------------------------
 

@@ -1,0 +1,58 @@
+"""Distillation: a trained network's class probabilities, mixed into the labels (Hinton et al. 2015, arXiv 1503.02531).
+
+    target = (1 - d) y + d softmax(t(x)),  for the clean and for the adversarial image of x
+
+so that a cross-entropy with it is (1 - d) CE(y) + d KL(t(x) || p) up to a constant, at temperature 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anp_vs.errors import InputError
+from anp_vs.networks.images import take_images
+from anp_vs.pruning.graph import example_for
+from anp_vs.pruning.precision import Precision
+from anp_vs.pruning.twin import Twin
+
+
+class Teacher:
+    """A trained network as a constant.
+
+    Args:
+        network: trained, on the device of training.
+        weight: d, the share of its probabilities, 0 to 1.
+        shape: (C, H, W) of the images.
+        classes: K of the data.
+        precision: that it computes in.
+        channels_last: its memory layout.
+
+    Raises:
+        InputError: it does not take these images, or knows another number of classes.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        weight: float,
+        shape: tuple[int, int, int],
+        classes: int,
+        *,
+        precision: Precision,
+        channels_last: bool,
+    ) -> None:
+        take_images(network, shape)
+        example = example_for(network)
+        self.network = Twin(network, example, channels_last=channels_last, precision=precision).build()
+        self.weight = weight
+        known = self.network(example).shape[1]
+        if known != classes:
+            raise InputError(f"The teacher knows {known} classes, the data have {classes}; choose another teacher.")
+
+    @torch.no_grad()
+    def targets(self, images: Tensor, labels: Tensor) -> Tensor:
+        """What the losses compare with, B x K, from clean images and their labels."""
+        taught = self.network(images).softmax(1)
+        return torch.lerp(functional.one_hot(labels, taught.shape[1]).to(taught), taught, self.weight)
