@@ -47,18 +47,18 @@ module (looked for in this folder first) calls anp_vs.networks.register.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 for a user's mistake, 130 when stopped by a signal."""
+    """Run a command; returns the exit status: 0, 2 for a user's mistake, 130 when stopped by a signal, 141 when nobody reads on."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     _speak_plainly()
     if words and words[0] == "--import":
         return _with_module(words[1:])
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE)
-        return 0
     return exit_status(lambda: _command(words))
 
 
 def _command(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
     if (command := COMMANDS.get(words[0])) is None:
         raise InputError(f"There is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}.")
     return command(words[1:])

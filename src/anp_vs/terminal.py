@@ -23,8 +23,12 @@ def exit_status(command: Callable[[], int]) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # as in `anp-vs recipes | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
-        return 141
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
+            return 141
+        raise  # another pipe
     except AnpVsError as error:
         plain_console(stderr=True).print(f"anp-vs: {error}", markup=False)
         return 130 if isinstance(error, Stopped) else 2

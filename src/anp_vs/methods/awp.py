@@ -43,7 +43,7 @@ def perturbed_objective(
         network: in training mode.
         images: clean, B x C x H x W in [0, 1].
         adversarial: attacked, same shape.
-        labels: int64, B.
+        labels: int64, B, or class probabilities B x K.
         training_images: N.
         gamma: length of the perturbation relative to each layer's weights, >= 0; 0.005 as published.
         average: of gradients over the processes that share a batch, so that all shift their weights alike.

@@ -61,6 +61,11 @@ class MART(Method):
         in_range(self, "lambda_", at_least=0)
 
     @property
+    def hard_labels(self) -> bool:
+        """Its loss asks for the labels themselves."""
+        return True
+
+    @property
     def start_radius(self) -> float | None:
         """The attack starts at x + 0.001 N(0, 1)."""
         return START_RADIUS

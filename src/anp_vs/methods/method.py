@@ -16,7 +16,7 @@ from anp_vs.networks.latents import distortion, recorded
 from anp_vs.pruning.gate import shared_mask, total_kl
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Clean logits, adversarial logits (both B x K) and labels (B) to a scalar."""
+"""Clean logits, adversarial logits (both B x K) and labels (B, or B x K as probabilities) to a scalar."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def mixed_objective(
         network: in training mode.
         images: clean images.
         adversarial: attacked images.
-        labels: of both.
+        labels: of both, int64, B, or class probabilities B x K.
         adversarial_weight: w.
         vulnerability_weight: lambda; 0 leaves V out.
         kl_weight: k = beta / N; None for a network without gates.

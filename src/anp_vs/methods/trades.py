@@ -37,7 +37,7 @@ def trades_loss(clean: Tensor, attacked: Tensor, labels: Tensor, beta: float) ->
     Args:
         clean: logits of the clean images, B x K.
         attacked: logits of the adversarial images, B x K.
-        labels: int64, B.
+        labels: int64, B, or class probabilities B x K.
         beta: weight of the divergence.
     """
     return functional.cross_entropy(clean, labels) + beta * divergence(clean, attacked).mean()

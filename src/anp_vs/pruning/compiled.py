@@ -55,9 +55,7 @@ class Compiled:
             input_gradient(network, images, labels, ce)
         except Exception as error:  # a compiler that is missing, too old or wrong raises anything
             reason = " ".join(str(error).split())[:300]
-            raise RunError(
-                f"torch.compile failed on this machine: {type(error).__name__}: {reason}. Train with --compilation off."
-            ) from error
+            raise RunError(f"torch.compile failed on this machine: {type(error).__name__}: {reason}.") from error
         self.held, self.network = twin, network
         return network
 

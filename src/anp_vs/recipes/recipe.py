@@ -108,9 +108,10 @@ class Recipe:
         awp: length of the adversarial weight perturbation relative to each layer's weights, see
             `anp_vs.methods.awp`; 0 for none.
         start: recipe or run directory whose trained weights training begins with; None starts afresh.
-        teacher: recipe or run directory of a trained network that is distilled into this one (Hinton et al. 2015, arXiv
-            1503.02531): its class probabilities of the clean image are mixed into the label of both images, clean
-            and adversarial (as in Goldblum et al. 2020, arXiv 1905.09747); None for none.
+        teacher: recipe or run directory of a trained network that is distilled into this one (Hinton et al. 2015,
+            arXiv 1503.02531): its class probabilities of the clean image are mixed into the label wherever the loss
+            has one, of the clean and of the adversarial image (as in Goldblum et al. 2020, arXiv 1905.09747); gates
+            that will be fixed decide without it. None for none.
         teacher_weight: share of the teacher in that mixture, 0 to 1.
         black_box: recipe of the independently trained network that black-box attacks are made on; None for none.
         on_trouble: what happens when a layer dies out, a gate collapses, or the network overfits the attack of
@@ -192,7 +193,7 @@ class Recipe:
             raise InputError(f"teacher_weight is {self.teacher_weight}; it is a share and must lie in [0, 1].")
         if self.teacher is not None and self.method.hard_labels:
             raise InputError(
-                f"MART needs labels, not probabilities: train {self.name} without the teacher {self.teacher}."
+                f"MART needs labels, not a teacher's probabilities: train {self.name} without {shown(self.teacher)}."
             )
         if not 0 <= self.awp < 1:
             raise InputError(f"awp is {self.awp}; it is a share of each layer's norm and must lie in [0, 1).")
@@ -202,6 +203,11 @@ class Recipe:
             raise InputError(f"seed is {self.seed}; it must lie in [0, 2^32).")
         if self.network not in NETWORKS:
             raise InputError(f"Unknown network {self.network!r}; choose one of {', '.join(sorted(NETWORKS))}.")
+
+    @property
+    def fixes_gates(self) -> bool:
+        """Whether there are gates and they stop learning before the end."""
+        return self.method.gated and (self.decide_at < 1 or self.target_sparsity is not None)
 
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}

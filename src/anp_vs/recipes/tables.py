@@ -156,7 +156,7 @@ RECIPES: dict[str, Recipe] = {
     "mnist-best/anp-vs": replace(
         MNIST_CPU, name="mnist-best/anp-vs", source="the best small network two CPU cores found so far: mnist-cpu/anp-vs with a "
         "dense robust teacher; chosen on the validation split", start="mnist-cpu/standard", teacher="mnist-cpu/admm",
-        method=ANPVS(beta=9.0, adversarial_weight=1.0), black_box="mnist-cpu/black-box-source", **PRICED,
+        method=ANPVS(beta=9.0), black_box="mnist-cpu/black-box-source", **PRICED,
     ),
     **_reduced(
         "cpu", CIFAR_CPU, 4.0,
@@ -213,17 +213,21 @@ def find(recipe: str | Path | Recipe) -> Recipe:
 def prerequisite(recipe: Recipe, field: Literal["start", "teacher"] = "start") -> Recipe | None:
     """The recipe whose trained network this one starts with or learns from: same seed, same images; None without one.
 
-    When this recipe's data, network or pictures were changed, the other is trained on the same, under a name of
-    its own. (A teacher may be another network, so of a changed network it is left as it is.)
+    When this recipe's data, pictures or (to start from) network are not those of the other, the other is trained on
+    this one's, under a name of its own. Only a built-in recipe may start from what has seen other data: that is what
+    pre-training is for.
     """
     wanted = getattr(recipe, field)
     if wanted not in RECIPES:
         return None
+    other, usual = RECIPES[wanted], RECIPES.get(recipe.name)
     handed_on: dict[str, Any] = {"seed": recipe.seed, "data_root": recipe.data_root, "validation": recipe.validation}
-    usual = RECIPES.get(recipe.name, recipe)
-    shared = ("data", "network", "pictures") if field == "start" else ("data", "pictures")
-    own = [name for name in shared if getattr(recipe, name) != getattr(usual, name)]
+    own = {name: getattr(recipe, name) for name in ("data", "pictures", *(["network"] if field == "start" else []))}
+    meant = usual is not None and field == "start"
+    own = {
+        name: value for name, value in own.items()
+        if value != getattr(other, name) and not (meant and value == getattr(usual, name))
+    }  # fmt: skip
     if own:
-        handed_on |= {name: getattr(recipe, name) for name in (*own, "batch_size")}
-        handed_on["name"] = f"{recipe.name}-{field}"
-    return override(RECIPES[wanted], handed_on)
+        handed_on |= {**own, "batch_size": recipe.batch_size, "name": f"{recipe.name}-{field}"}
+    return override(other, handed_on)

@@ -139,9 +139,11 @@ def _fill(block: Block, members: Sequence[tuple[RunRecord, Mapping[str, Any]]]) 
 
 
 def _configuration(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells two rows apart: all of the recipe but the seed and where files lie."""
+    """What tells two rows apart: all of the recipe but the seed, where files lie, and what computes the same faster."""
     own = [name for name in ("start", "teacher") if values.get(name) not in (None, *recipes.RECIPES)]
-    kept = {name: value for name, value in values.items() if name not in ("seed", "data_root", "black_box")}
+    same = ("seed", "data_root", "black_box", "compilation")
+    newer = {"teacher": None, "teacher_weight": recipes.Recipe.teacher_weight}  # in rows from before they were there
+    kept = {name: value for name, value in (newer | dict(values)).items() if name not in same}
     return kept | dict.fromkeys(own, "a run of one's own")
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from anp_vs.attacks import frozen, geometry
 from anp_vs.attacks.pgd import ascend
+from anp_vs.errors import RunError
 from anp_vs.pruning.compiled import Compiled
 from anp_vs.pruning.graph import Graph, example_for
 from anp_vs.pruning.precision import Precision, on_pixels
@@ -55,6 +56,9 @@ class Adversary:
             eps: radius, in units of [0, 1] pixels.
             step: of training, which decides the random start.
             settled: the network's shape will not change any more, so that compiling it pays.
+
+        Raises:
+            RunError: the recipe asks to compile, which fails on this machine.
         """
         if eps == 0:
             return images
@@ -74,6 +78,9 @@ class Adversary:
         compiled = self.compiled if settled else None
         twin = self.twin.build(own_kernels=compiled is None)
         if compiled is not None:
-            twin = compiled.take(twin, images, labels)
+            try:
+                twin = compiled.take(twin, images, labels)
+            except RunError as error:
+                raise RunError(f"{error} The last checkpoint is intact; go on with --compilation off.") from error
         loss = self.method.attack_loss(twin, images)
         return ascend(twin, start, lower, upper, labels, recipe.step, recipe.steps, loss)

@@ -219,7 +219,8 @@ class Trainer:
         images, labels = self.batch()
         torch.manual_seed(derive(self.recipe.seed, "step", self.step))
         adversarial = self.attack(images, labels) if self.method.adversarial else images
-        targets = labels if self.teacher is None else self.teacher.targets(images, labels)
+        taught = self.teacher if self.decided or not recipe.fixes_gates else None
+        targets = labels if taught is None else taught.targets(images, labels)
         self.network.train()
         with lowered(self.network, self.adversary.first, self.precision):
             objective = perturbed_objective(

@@ -63,7 +63,7 @@ def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str =
           nodes: int = 1, quiet: bool = False, **overrides: Any) -> Run:  # fmt: skip
     """Train a recipe, or go on where a stopped training of it left off; a finished run is loaded.
 
-    A recipe that starts from another one trains that first, in its own directory beside it.
+    A recipe that starts or learns from another one trains that first, in its own directory beside it.
 
     Args:
         recipe: name of a recipe, YAML file, run directory, or a `Recipe`.

@@ -24,6 +24,10 @@ LARGEST_METRICS = 1_000_000_000
 """Bytes of the largest metrics file that is read; 200 epochs leave five million."""
 
 
+_HELD: set[Path] = set()
+"""Directories that this process has locked."""
+
+
 class RunDirectory:
     """The files of one run. Use as a context manager to hold its lock.
 
@@ -69,10 +73,16 @@ class RunDirectory:
                     f"The run directory {self.path} cannot be locked: {error.strerror}. Choose one on a file system "
                     f"with locks, with --out."
                 ) from error
+            if self.path.resolve() in _HELD:
+                raise InputError(
+                    f"The run directory {self.path} is being trained by this very command, and a network that this "
+                    f"training needs would be trained there too. Choose another directory with --out."
+                ) from error
             raise RunError(
                 f"The run directory {self.path} is in use by another process. Wait for it, stop it, or choose another "
                 f"directory with --out."
             ) from error
+        _HELD.add(self.path.resolve())
         self._sweep()
         return self
 
@@ -97,6 +107,7 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None:
+            _HELD.discard(self.path.resolve())
             with contextlib.suppress(OSError):
                 self._leave_nothing_empty()
             os.close(self._lock)
@@ -129,8 +140,10 @@ class RunDirectory:
             return
         held = self.read_recipe()
         # Where the data lie may change: their content is checked against its checksum. So may what is done about
-        # trouble, when there is some. What was asked to be chosen has been chosen there.
-        free: dict[str, Any] = {"data_root": held.data_root, "on_trouble": held.on_trouble}
+        # trouble, when there is some, and whether the attack is compiled, which another machine may be unable to. What
+        # was asked to be chosen has been chosen there.
+        changed = ("data_root", "on_trouble", "compilation")
+        free: dict[str, Any] = {name: getattr(held, name) for name in changed}
         free |= {name: getattr(held, name) for name in recipes.MEASURED if getattr(recipe, name) == "auto"}
         recipe = dataclasses.replace(recipe, **free)
         if held == recipe:
