@@ -196,7 +196,7 @@ def test_a_directory_of_another_recipe_and_one_in_use(anp_vs: Any) -> None:
         r"another recipe: lr \(0.003 there, 0.5 asked\)\. Choose",
     )
     with run.RunDirectory(Path("here")):
-        paragraph(anp_vs("train", "here"), "in use by another process")
+        paragraph(anp_vs("train", "here"), "in use by this very process")
 
 
 def test_weights_of_another_number_of_classes(anp_vs: Any) -> None:
@@ -304,12 +304,13 @@ def test_an_interrupt_outside_training_is_no_traceback(anp_vs: Any, monkeypatch:
     assert "Traceback" not in ran.err
 
 
-def test_as_a_program_whose_reader_has_gone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [["recipes"], []])
+def test_as_a_program_whose_reader_has_gone(words: list[str], tmp_path: Path) -> None:
     """`anp-vs recipes | head` is no error."""
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "anp_vs", "recipes"], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        [sys.executable, "-m", "anp_vs", *words], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -23,15 +24,20 @@ def exit_status(command: Callable[[], int]) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # as in `anp-vs recipes | head`
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
-            return 141
-        raise  # another pipe
+        if not _nobody_reads():
+            raise  # another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
+        return 141
     except AnpVsError as error:
         plain_console(stderr=True).print(f"anp-vs: {error}", markup=False)
         return 130 if isinstance(error, Stopped) else 2
     except KeyboardInterrupt:  # in training it ends the run in order; here there is nothing to save
         plain_console(stderr=True).print("anp-vs: interrupted.")
         return 130
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader has gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

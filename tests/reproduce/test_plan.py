@@ -48,6 +48,22 @@ def test_the_prerequisite_of_the_plan_is_the_one_that_training_looks_for() -> No
                 assert (before.name, before.seed, before.data_root) == (wanted, 5, "elsewhere")
 
 
+def test_what_is_needed_sees_the_same_images_through_two_stages() -> None:
+    for name in ("mnist-best/anp-vs", "mine"):
+        best = recipes.override(recipes.RECIPES["mnist-best/anp-vs"], {"name": name, "data": "digits", "seed": 3})
+        teacher = recipes.prerequisite(best, "teacher")
+        assert teacher is not None
+        assert (teacher.name, teacher.data, teacher.method.name) == (f"{name}-teacher", "digits", "admm")
+        first = recipes.prerequisite(teacher)
+        assert first is not None
+        assert (first.name, first.data, first.method.name) == (f"{name}-teacher-start", "digits", "at")
+        assert (first.seed, recipes.prerequisite(first)) == (3, None)
+    taught = recipes.override(recipes.RECIPES["digits/anp-vs"], {"teacher": "mnist-cpu/admm"})
+    teacher = recipes.prerequisite(taught, "teacher")
+    assert teacher is not None
+    assert (teacher.data, teacher.name) == ("digits", "digits/anp-vs-teacher")
+
+
 @pytest.mark.parametrize(
     ("table", "wrong", "said"),
     [

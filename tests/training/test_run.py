@@ -228,7 +228,7 @@ def test_a_value_that_only_the_data_refuse_does_not_claim_the_directory(
 
 
 def test_a_directory_in_use_is_refused_and_a_dead_process_leaves_no_lock(path: Path) -> None:
-    with RunDirectory(path), pytest.raises(RunError, match="in use by another process"):
+    with RunDirectory(path), pytest.raises(RunError, match="in use by this very process"):
         run.train(recipe(), out=path, quiet=True)
     process = start(recipe(epochs=1000), path)
     try:

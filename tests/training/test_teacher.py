@@ -1,5 +1,6 @@
 """Distillation: what is minimised with a teacher, and how a run comes by one."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from anp_vs.errors import InputError
+from anp_vs.errors import InputError, RunError
+from anp_vs.methods import METHODS
 from anp_vs.methods.method import logits_pair
+from anp_vs.networks import build
+from anp_vs.pruning.pixel_conv import PixelConv2d
+from anp_vs.recipes import RECIPES
 from anp_vs.training import run
 from anp_vs.training.loop import Trainer
 from training.tiny import TinyConvolution, digits, equal, patched, recipe
@@ -71,20 +76,102 @@ def test_a_teacher_of_no_weight_changes_nothing() -> None:
         torch.testing.assert_close(taught.network.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["standard", "bp", "at", "trades", "admm", "at-bnn", "anp-vs"])
-def test_every_method_with_labels_only_in_its_cross_entropies_takes_a_teacher(name: str) -> None:
-    training = student(1.0, name)
-    training.advance()
-    assert training.means["train_accuracy" if name in ("standard", "bp") else "train_robust_accuracy"] >= 0
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_a_teacher_or_refuses_it(name: str) -> None:
+    if name == "mart":
+        with pytest.raises(InputError, match="MART needs labels"):
+            student(1.0, name)
+        return
+    alone, taught = student(None, name), student(1.0, name)
+    for training in (alone, taught):
+        training.decided = True  # where there are gates, as after they are fixed
+        training.advance()
+    assert any(
+        not torch.equal(a, b) for a, b in zip(alone.network.parameters(), taught.network.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(("changes", "waits"), [({}, True), ({"decide_at": 1.0}, False)])
+def test_gates_that_will_be_fixed_decide_without_the_teacher(changes: dict[str, float], waits: bool) -> None:
+    alone, taught = student(None, "anp-vs", **changes), student(1.0, "anp-vs", **changes)
+    steps = []
+    for _ in range(taught.total_steps):
+        alone.advance()
+        taught.advance()
+        same = all(
+            torch.equal(a, b) for a, b in zip(alone.network.parameters(), taught.network.parameters(), strict=True)
+        )
+        steps.append((taught.decided, same))
+    assert taught.decided == waits
+    # The step that fixes the gates is the last that was taken without the teacher.
+    first = next(step for step, (_, same) in enumerate(steps) if not same)
+    assert first == (1 + next(step for step, (decided, _) in enumerate(steps) if decided) if waits else 0)
 
 
 def test_a_teacher_that_does_not_fit_is_refused() -> None:
+    def with_teacher(network: nn.Module | None) -> Trainer:
+        return Trainer(recipe("at", teacher="given"), digits(), FABRIC, None, network)
+
     with pytest.raises(InputError, match="MART needs labels"):
         recipe("anp-vs", teacher="given", method={"name": "anp-vs", "adversarial_loss": "mart"})
     with pytest.raises(InputError, match=r"teacher_weight is 1.5; .* \[0, 1\]"):
         recipe("at", teacher_weight=1.5)
     with pytest.raises(InputError, match="knows 3 classes, the data have 10"):
-        Trainer(recipe("at", teacher="given"), digits(), FABRIC, None, teacher(3))
+        with_teacher(teacher(3))
+    named = teacher()
+    named.card = {"classes": [f"class {k}" for k in range(10)]}  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"knows 10 classes \('class 0.*the data have 10 \('0"):
+        with_teacher(named)
+    with pytest.raises(InputError, match="draws its weights anew"):
+        with_teacher(student(None, "at-bnn").network)
+    with pytest.raises(InputError, match=r"The teacher does not fit: VGG16 takes images of 3 x 32 x 32"):
+        with_teacher(build("vgg16"))
+    with pytest.raises(InputError, match="asks for the teacher given"):
+        with_teacher(None)
+
+
+def test_in_bfloat16_the_teacher_sees_float32_pixels() -> None:
+    training = student(1.0, precision="bfloat16")
+    assert training.teacher is not None
+    seen: list[tuple[torch.dtype, torch.dtype]] = []
+    for module in training.teacher.network.modules():
+        if isinstance(module, nn.Conv2d | PixelConv2d):
+            module.register_forward_hook(lambda _, given, out: seen.append((given[0].dtype, out.dtype)))
+    training.advance()
+    assert seen == [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)]
+
+
+def test_another_teacher_than_the_run_began_with_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    advance = Trainer.advance
+
+    def dying(training: Trainer) -> object:
+        if training.step == 5 and training.recipe.teacher:
+            raise KeyboardInterrupt
+        return advance(training)
+
+    with patched():
+        run.train(recipe("standard"), out=Path("master"), quiet=True)
+        monkeypatch.setattr(Trainer, "advance", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(recipe("at", teacher="master"), out=tmp_path / "student", quiet=True)
+        monkeypatch.setattr(Trainer, "advance", advance)
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        monkeypatch.chdir(elsewhere)  # the path was relative to another folder
+        Path("../master").rename(tmp_path / "kept")
+        run.train(recipe("standard", seed=1), out=tmp_path / "master", quiet=True)
+        with pytest.raises(RunError, match=r"is not the network that .*student began to learn from"):
+            run.train(tmp_path / "student", quiet=True)
+        shutil.rmtree(tmp_path / "master")
+        (tmp_path / "kept").rename(tmp_path / "master")
+        assert run.train(tmp_path / "student", quiet=True).metrics["clean_accuracy"] >= 0
+
+
+def test_a_run_cannot_need_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECIPES, "tiny/at", recipe("at"))
+    with patched(), pytest.raises(RunError, match="is in use by this very process"):
+        run.train(recipe("at", teacher="tiny/at"), out=tmp_path / "tiny" / "at" / "seed0", quiet=True)
 
 
 def test_a_run_with_a_teacher_stops_and_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pooch
 import pytest
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
 from anp_vs import recipes
 from anp_vs.errors import RunError
@@ -108,13 +109,15 @@ AS_IT_IS = {"precision": "float32", "layout": "channels-last"}
 
 @pytest.mark.parametrize(("seconds", "chosen"), [(0.5, "on"), (0.95, "off"), (2.0, "off")])
 def test_compiling_has_to_be_clearly_faster(seconds: float, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ways = {("attack", "plain"): 1.0, ("attack", "compiled"): seconds}
-    monkeypatch.setattr(tuning, "_time_compiled", lambda *_: ways)
+    monkeypatch.setattr(tuning, "LONG", 2.0)
+    monkeypatch.setattr(tuning, "_time_compiled", lambda *_: {tuning.TWIN: 1.0, tuning.COMPILED: seconds})
     found, told = compiled(recipe("anp-vs", **AS_IT_IS))
     assert found == chosen
-    assert told == f"an attack step takes 1.000 s, compiled {seconds:.3f} s"
+    assert told == f"a step of the attack takes 1.000 s, compiled {seconds:.3f} s"
     monkeypatch.setattr(tuning, "_time_compiled", lambda *_: pytest.fail("measured again"))
     assert compiled(recipe("anp-vs", **AS_IT_IS)) == (found, told)
+    monkeypatch.setattr(tuning, "LONG", 1800.0)  # what a longer run found out is no reason to compile in a short one
+    assert compiled(recipe("anp-vs", **AS_IT_IS)) == ("off", None)
 
 
 @pytest.mark.parametrize(
@@ -138,12 +141,20 @@ def test_a_short_run_is_not_worth_a_compilation(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_compiling_is_measured_in_the_shape_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[list[int]] = []
+
+    class Recording(Compiled):
+        def take(self, twin: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
+            taken.append([len(m.weight) for m in twin.modules() if isinstance(m, nn.Conv2d)])
+            return super().take(twin, images, labels)
+
     monkeypatch.setattr(tuning, "LONG", 0)
-    monkeypatch.setattr(tuning, "Compiled", lambda: Compiled("aot_eager"))
-    found, told = compiled(recipe("anp-vs", **AS_IT_IS))
+    monkeypatch.setattr(tuning, "Compiled", lambda: Recording("aot_eager"))
+    found, told = compiled(recipe("anp-vs", **AS_IT_IS, target_sparsity=50.0))
+    assert taken == [[3, 4]]  # of 6 and 8
     assert found in ("on", "off")
     assert told is not None
-    assert told.startswith("an attack step takes ")
+    assert told.startswith("a step of the attack takes ")
 
 
 def test_a_missing_compiler_is_said_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +162,7 @@ def test_a_missing_compiler_is_said_and_done_without(monkeypatch: pytest.MonkeyP
         raise RunError("there is no compiler")
 
     monkeypatch.setattr(tuning, "_time_compiled", fail)
-    assert compiled(recipe("at", **AS_IT_IS)) == ("off", "the attack is not compiled (there is no compiler)")
+    assert compiled(recipe("at", **AS_IT_IS)) == ("off", "the attack is not compiled: there is no compiler")
 
 
 def test_training_compiles_once_the_gates_are_fixed() -> None:
@@ -170,6 +181,21 @@ def test_training_compiles_once_the_gates_are_fixed() -> None:
     assert traced == [True]
     for name, value in plain.network.state_dict().items():
         torch.testing.assert_close(compiling.network.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_whose_compiler_fails_goes_on_without(tmp_path: Path) -> None:
+    def broken(graph: object, inputs: object) -> Any:
+        raise ValueError("no compiler after all")
+
+    asked = recipe("anp-vs", **AS_IT_IS, compilation="on")
+    with patched():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("anp_vs.training.adversary.Compiled", lambda: Compiled(broken))
+            with pytest.raises(RunError, match=r"no compiler after all.* go on with --compilation off"):
+                run.train(asked, out=tmp_path / "a", quiet=True)
+        whole = run.train(replace(asked, compilation="off"), out=tmp_path / "b", quiet=True)
+        again = run.train(tmp_path / "a", quiet=True, compilation="off")
+    equal(dict(whole.network.state_dict()), dict(again.network.state_dict()))
 
 
 def test_a_run_keeps_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

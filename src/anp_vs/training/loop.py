@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from anp_vs.data import Dataset
-from anp_vs.errors import RunError
+from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.cost import unit_macs
 from anp_vs.methods.awp import perturbed_objective
 from anp_vs.methods.method import Objective
@@ -65,7 +65,7 @@ class Trainer:
         teacher: a trained network that the recipe's `teacher_weight` mixes into the labels; None for none.
 
     Raises:
-        InputError: the teacher does not take these images, or knows another number of classes.
+        InputError: the recipe asks for a teacher and none was given, or it does not fit the data.
     """
 
     def __init__(
@@ -115,9 +115,11 @@ class Trainer:
         )
         self.companion = self.method.companion(self.network, self.total_steps)
         self.teacher: Teacher | None = None
+        if recipe.teacher is not None and teacher is None:
+            raise InputError(f"The recipe {recipe.name} asks for the teacher {recipe.teacher}; hand its network over.")
         if teacher is not None:
             self.teacher = Teacher(
-                teacher.to(fabric.device), recipe.teacher_weight, dataset.train.shape, len(dataset.classes),
+                teacher.to(fabric.device), recipe.teacher_weight, dataset.train.shape, dataset.classes,
                 precision=self.precision, channels_last=last,
             )  # fmt: skip
 

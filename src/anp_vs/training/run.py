@@ -87,6 +87,9 @@ def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str =
         out = Path(str(recipe))
     if overrides:
         chosen = recipes.override(chosen, overrides)
+    if chosen.teacher not in (None, *recipes.RECIPES) and Path(str(chosen.teacher)).exists():
+        # It is looked for again whenever the run goes on, perhaps from another folder.
+        chosen = dataclasses.replace(chosen, teacher=str(Path(str(chosen.teacher)).resolve()))
     return _trained(chosen, out or RunDirectory.default(chosen), _fabric(device, devices, nodes), quiet)
 
 
@@ -139,7 +142,8 @@ def _needed(recipe: Recipe, field: Literal["start", "teacher"], root: Path, fabr
     if before := recipes.prerequisite(recipe, field):
         place = RunDirectory.default(before, root)
         _trained(before, place, fabric, quiet)
-    return serialization.locate(place / "network.safetensors" if place.is_dir() else place)
+    whole = place / "network.safetensors"
+    return serialization.locate(whole if whole.exists() else place)
 
 
 def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> None:
@@ -186,15 +190,22 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
     with fabric.rank_zero_first():  # a data set that has to be downloaded is downloaded once
         dataset = load_data(recipe.data, recipe.data_root, validation=recipe.validation, pictures=recipe.pictures)
     root = root_of(run.path, recipe)
-    start = _start(recipe, root, fabric, quiet) if state is None else None
     taught = _needed(recipe, "teacher", root, fabric, quiet)
+    teacher = serialization.load(taught) if taught else None
+    lesson = serialization.card_of(teacher)["sha256"] if teacher is not None else None
+    if state is not None and state.get("teacher") != lesson:
+        raise RunError(
+            f"The teacher {taught} is not the network that {run.path} began to learn from. Put that one back, or train "
+            f"into another directory with --out."
+        )
+    start = _start(recipe, root, fabric, quiet) if state is None else None
     told = None
     if run.recipe_file.exists():  # how to compute was settled when the run began
         held = run.read_recipe()
-        recipe = dataclasses.replace(recipe, **{name: getattr(held, name) for name in MEASURED})
+        kept = {name: getattr(held, name) for name in MEASURED if name != "compilation" or recipe.compilation == "auto"}
+        recipe = dataclasses.replace(recipe, **kept)
     else:
         recipe, told = settle(recipe, dataset, fabric, start)
-    teacher = serialization.load(taught) if taught else None
     trainer, watch = Trainer(recipe, dataset, fabric, start, teacher), Watch()
     position, owed, said = 0, False, None
     if state is not None:
@@ -218,7 +229,13 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
         def keep(owed: bool = False, place: Path = run.checkpoint) -> None:
             nonlocal saved_at
             check_finite(trainer.network, trainer.step)
-            own = {"watch": watch.state_dict(), "owed": owed, "metrics_position": metrics.position(), "said": None}
+            own = {
+                "watch": watch.state_dict(),
+                "teacher": lesson,
+                "owed": owed,
+                "metrics_position": metrics.position(),
+                "said": None,
+            }
             if first:
                 checkpoint.save(place, trainer.state() | own)
             board.flush()

@@ -74,9 +74,9 @@ class RunDirectory:
                     f"with locks, with --out."
                 ) from error
             if self.path.resolve() in _HELD:
-                raise InputError(
-                    f"The run directory {self.path} is being trained by this very command, and a network that this "
-                    f"training needs would be trained there too. Choose another directory with --out."
+                raise RunError(
+                    f"The run directory {self.path} is in use by this very process: a network that its training needs "
+                    f"would be trained there too. Choose another directory with --out."
                 ) from error
             raise RunError(
                 f"The run directory {self.path} is in use by another process. Wait for it, stop it, or choose another "

@@ -7,30 +7,34 @@ so that a cross-entropy with it is (1 - d) CE(y) + d KL(t(x) || p) up to a const
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from anp_vs.errors import InputError
+from anp_vs.networks.bayesian import is_random
 from anp_vs.networks.images import take_images
 from anp_vs.pruning.graph import example_for
 from anp_vs.pruning.precision import Precision
 from anp_vs.pruning.twin import Twin
+from anp_vs.recipes import shown
 
 
 class Teacher:
     """A trained network as a constant.
 
     Args:
-        network: trained, on the device of training.
+        network: trained, on the device of training; with the names of its classes if it was saved with them.
         weight: d, the share of its probabilities, 0 to 1.
         shape: (C, H, W) of the images.
-        classes: K of the data.
+        classes: names of the data's K classes.
         precision: that it computes in.
         channels_last: its memory layout.
 
     Raises:
-        InputError: it does not take these images, or knows another number of classes.
+        InputError: it does not take these images, knows other classes, or draws its weights anew in every pass.
     """
 
     def __init__(
@@ -38,18 +42,30 @@ class Teacher:
         network: nn.Module,
         weight: float,
         shape: tuple[int, int, int],
-        classes: int,
+        classes: Sequence[str],
         *,
         precision: Precision,
         channels_last: bool,
     ) -> None:
-        take_images(network, shape)
+        if is_random(network):
+            raise InputError(
+                "The teacher draws its weights anew in every pass, so that it says something else each time; choose a "
+                "teacher with fixed weights."
+            )
+        try:
+            take_images(network, shape)
+        except InputError as error:
+            raise InputError(f"The teacher does not fit: {error}") from error
         example = example_for(network)
         self.network = Twin(network, example, channels_last=channels_last, precision=precision).build()
         self.weight = weight
-        known = self.network(example).shape[1]
-        if known != classes:
-            raise InputError(f"The teacher knows {known} classes, the data have {classes}; choose another teacher.")
+        known, named = self.network(example).shape[1], getattr(network, "card", {}).get("classes")
+        if known != len(classes) or (named and list(named) != list(classes)):
+            listed = f"{known} classes" + (f" ({shown(', '.join(map(str, named)))})" if named else "")
+            raise InputError(
+                f"The teacher knows {listed}, the data have {len(classes)} ({shown(', '.join(classes))}); its "
+                f"probabilities would be read as those of other classes. Choose another teacher."
+            )
 
     @torch.no_grad()
     def targets(self, images: Tensor, labels: Tensor) -> Tensor:

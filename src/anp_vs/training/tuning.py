@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any, cast
 
 import pooch
 import torch
@@ -38,7 +39,7 @@ from anp_vs.pruning.insertion import insert_gates
 from anp_vs.pruning.precision import TYPES, Precision
 from anp_vs.pruning.shrinking import shrink
 from anp_vs.pruning.twin import Twin
-from anp_vs.recipes import Recipe
+from anp_vs.recipes import MEASURED, Recipe
 from anp_vs.storage import write_atomically
 from anp_vs.training.loop import Trainer
 
@@ -54,6 +55,9 @@ LONG = 1800
 USUAL_SPARSITY = 75.0
 """Percent of the units taken to be gone once the gates are fixed, where the recipe names no target."""
 Way = tuple[str, str]
+PLAIN: Way = ("float32", "channels-last")
+TWIN: Way = ("twin", "as it is")
+COMPILED: Way = ("twin", "compiled")
 
 
 def settle(
@@ -67,20 +71,26 @@ def settle(
         fabric: device and processes; the first process decides for all.
         start: weights that training begins with.
     """
+    if all(getattr(recipe, name) != "auto" for name in MEASURED):
+        return recipe, None
+    network = build(recipe.network, len(dataset.classes))
+    take_images(network, dataset.train.shape)
+    if macs(network, example_for(network)[:1]) < SMALL_MACS:
+        plain: dict[str, Any] = {"precision": PLAIN[0], "layout": PLAIN[1], "compilation": "off"}
+        return replace(recipe, **{name: plain[name] for name in MEASURED if getattr(recipe, name) == "auto"}), None
     recipe, told = _way(recipe, dataset, fabric, start)
-    recipe, compilation = _compilation(recipe, dataset, fabric)
+    recipe, compilation = _compilation(recipe, network, len(dataset.train), fabric)
     return recipe, "; ".join(filter(None, (told, compilation))) or None
 
 
 def _way(
     recipe: Recipe, dataset: Dataset, fabric: Fabric, start: Mapping[str, Tensor] | None
 ) -> tuple[Recipe, str | None]:
+    """With the fastest precision and layout."""
     if "auto" not in (recipe.precision, recipe.layout):
         return recipe, None
-    precisions: list[Precision] = ["float32", "bfloat16"] if recipe.precision == "auto" else [recipe.precision]
+    precisions = ["float32", "bfloat16"] if recipe.precision == "auto" else [recipe.precision]
     layouts = ["channels-last", "contiguous"] if recipe.layout == "auto" else [recipe.layout]
-    if _is_small(_network(recipe, dataset)):
-        return _set(recipe, (precisions[0], layouts[0])), None
     if len(precisions) > 1 and not _bfloat16_is_faster(fabric.device):
         precisions.remove("bfloat16")
     # What the first process found is what all do: else one would take trial steps that another does not join.
@@ -97,65 +107,63 @@ def _way(
     return _set(recipe, best), f"training in {best[0]}, {best[1]} (a step takes: {listed})"
 
 
-def _network(recipe: Recipe, dataset: Dataset) -> nn.Module:
-    network = build(recipe.network, len(dataset.classes))
-    take_images(network, dataset.train.shape)
-    return network
-
-
-def _is_small(network: nn.Module) -> bool:
-    return macs(network, example_for(network)[:1]) < SMALL_MACS
-
-
 def _clearly_fastest(seconds: Mapping[Way, float], ways: list[Way]) -> Way:
-    """The fastest, if not the first is about as fast."""
+    """The fastest; but the first, unless another is faster by the factor `WORTH`."""
     return min(ways, key=lambda way: seconds[way] * (1 if way == ways[0] else WORTH))
 
 
-def _compilation(recipe: Recipe, dataset: Dataset, fabric: Fabric) -> tuple[Recipe, str | None]:
-    """`auto` replaced by what the first process measures; the trial networks are thrown away."""
+def _compilation(recipe: Recipe, network: nn.Module, images: int, fabric: Fabric) -> tuple[Recipe, str | None]:
+    """With the attack compiled or not, as the first process measures; the network is used up."""
     if recipe.compilation != "auto":
         return recipe, None
-    ways: list[Way] = [("attack", "plain"), ("attack", "compiled")]
-    settles = not recipe.method.gated or recipe.decide_at < 1 or recipe.target_sparsity is not None
-    told, seconds, kept = None, None, _cache_file(recipe, fabric)
-    if fabric.is_global_zero and settles and recipe.method.adversarial and not recipe.method.random:
-        seconds = _read(kept := kept.with_suffix(f".{recipe.precision}.json"), ways)
-        if seconds is None and not _is_small(network := _network(recipe, dataset)):
+    method, settles = recipe.method, 1.0 if not recipe.method.gated else 1 - recipe.decide_at
+    steps = settles * recipe.epochs * (images // recipe.batch_size) * recipe.attack.steps
+    told, seconds = None, None
+    if fabric.is_global_zero and steps and method.adversarial and not method.random:
+        stays = 1 - (recipe.target_sparsity or USUAL_SPARSITY) / 100 if method.gated else 1.0
+        shape = str(getattr(network, "input_shape", None))
+        kept = _cache_file(recipe, fabric, recipe.precision, recipe.layout, shape, f"{stays}")
+        seconds = _read(kept, [TWIN, COMPILED])
+        if seconds is None:
             try:
-                seconds = _time_compiled(recipe, network.to(fabric.device), len(dataset.train), fabric.world_size)
+                seconds = _time_compiled(recipe, network.to(fabric.device), stays, steps, fabric.world_size)
             except RunError as error:
-                told = f"the attack is not compiled ({error})"
+                told = f"the attack is not compiled: {error}"
             if seconds is not None:
                 _write(kept, seconds)
-        if seconds is not None:
-            told = f"an attack step takes {seconds[ways[0]]:.3f} s, compiled {seconds[ways[1]]:.3f} s"
-    on = seconds is not None and _clearly_fastest(seconds, ways) == ways[1]
+        if seconds is not None and seconds[TWIN] * steps < LONG:
+            seconds = None  # known from a longer run
+    on = seconds is not None and _clearly_fastest(seconds, [TWIN, COMPILED]) == COMPILED
+    if seconds is not None:
+        told = f"a step of the attack takes {seconds[TWIN]:.3f} s, compiled {seconds[COMPILED]:.3f} s"
     on, told = fabric.broadcast((on, told))
     return replace(recipe, compilation="on" if on else "off"), told
 
 
-def _time_compiled(recipe: Recipe, network: nn.Module, images: int, processes: int) -> dict[Way, float] | None:
-    """Median seconds of the attack's gradient on the plain and on the compiled twin; None where it cannot pay."""
+def _time_compiled(
+    recipe: Recipe, network: nn.Module, stays: float, steps: float, processes: int
+) -> dict[Way, float] | None:
+    """Median seconds of the attack's gradient on the plain and on the compiled twin; None where it cannot pay.
+
+    Args:
+        recipe: with its precision and layout settled.
+        network: as built; if the method has gates, all but the share `stays` of its units leave it.
+        stays: in (0, 1].
+        steps: of the attack that the run will take on a settled network.
+        processes: that share a batch.
+    """
     if recipe.method.gated:
-        stays = 1 - (recipe.target_sparsity or USUAL_SPARSITY) / 100
         found = gates(insert_gates(network))
         shrink(network, {path: torch.arange(g.units) >= max(1, stays * g.units) for path, g in found.items()})
-    example = example_for(network)
+    example, precision = example_for(network), cast(Precision, recipe.precision)
     batch = example[:1].expand(max(1, recipe.batch_size // processes), -1, -1, -1).clone()
     labels = torch.zeros(len(batch), dtype=torch.int64, device=batch.device)
-    twin = Twin(network, example, channels_last=recipe.layout != "contiguous", precision=_precision(recipe))
-    contestants = {("attack", "plain"): twin.build()}
-    gradients = recipe.attack.steps * recipe.epochs * images // recipe.batch_size
-    seconds = _in_turns(
-        {way: partial(input_gradient, n, batch, labels, ce) for way, n in contestants.items()}, batch.device
-    )
-    if seconds[("attack", "plain")] * gradients < LONG:
+    twin = Twin(network, example, channels_last=recipe.layout != "contiguous", precision=precision)
+    attacks = {TWIN: partial(input_gradient, twin.build(), batch, labels, ce)}
+    if _in_turns(attacks, batch.device)[TWIN] * steps < LONG:
         return None
-    contestants[("attack", "compiled")] = Compiled().take(twin.build(own_kernels=False), batch, labels)
-    return _in_turns(
-        {way: partial(input_gradient, n, batch, labels, ce) for way, n in contestants.items()}, batch.device
-    )
+    compiled = Compiled().take(twin.build(own_kernels=False), batch, labels)
+    return _in_turns(attacks | {COMPILED: partial(input_gradient, compiled, batch, labels, ce)}, batch.device)
 
 
 def _in_turns(steps: Mapping[Way, Callable[[], object]], device: torch.device) -> dict[Way, float]:
@@ -172,10 +180,6 @@ def _in_turns(steps: Mapping[Way, Callable[[], object]], device: torch.device) -
     return {way: statistics.median(values) for way, values in seconds.items()}
 
 
-def _precision(recipe: Recipe) -> Precision:
-    return "bfloat16" if recipe.precision == "bfloat16" else "float32"
-
-
 def _set(recipe: Recipe, way: Way) -> Recipe:
     return replace(recipe, precision=way[0], layout=way[1])  # type: ignore[arg-type]
 
@@ -184,7 +188,10 @@ def _measure(
     recipe: Recipe, dataset: Dataset, fabric: Fabric, start: Mapping[str, Tensor] | None, ways: list[Way]
 ) -> dict[Way, float]:
     """Median seconds of a training step each way, taken in turns."""
-    short = replace(recipe, attack=replace(recipe.attack, steps=min(recipe.attack.steps, 2)), eps_warmup=0.0)
+    short = replace(
+        recipe, attack=replace(recipe.attack, steps=min(recipe.attack.steps, 2)), eps_warmup=0.0, compilation="off",
+        teacher=None,
+    )  # fmt: skip
     trainers = {way: Trainer(_set(short, way), dataset, fabric, dict(start) if start else None) for way in ways}
     return _in_turns({way: trainer.advance for way, trainer in trainers.items()}, fabric.device)
 
@@ -204,10 +211,10 @@ def _bfloat16_is_faster(device: torch.device, size: int = 512) -> bool:
     return medians[1] < medians[0]
 
 
-def _cache_file(recipe: Recipe, fabric: Fabric) -> Path:
+def _cache_file(recipe: Recipe, fabric: Fabric, *more: str) -> Path:
     facts = [
         hardware(), str(fabric.device), torch.__version__, str(torch.get_num_threads()), str(fabric.world_size),
-        recipe.network, recipe.method.name, str(recipe.batch_size),
+        recipe.network, recipe.method.name, str(recipe.batch_size), *more,
     ]  # fmt: skip
     name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
     return Path(pooch.os_cache("anp-vs")) / "fastest" / f"{name}.json"
