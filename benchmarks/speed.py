@@ -184,39 +184,48 @@ def with_units(name: str, units: Sequence[int]) -> nn.Module:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def pruned(name: str, share: float) -> nn.Module:
-    """A compact network of which this share of every layer's units is gone."""
-    widths = [max(1, round((1 - share) * gate.units)) for gate in gates(insert_gates(build(name))).values()]
-    return compact(with_units(name, widths))
+def without(name: str, share: float) -> nn.Module:
+    """The same of which this share of every layer's units is gone."""
+    return with_units(name, [max(1, round((1 - share) * g.units)) for g in gates(insert_gates(build(name))).values()])
 
 
-def dense(name: str) -> tuple[str, nn.Module, nn.Module, Tensor, Tensor, tuple[float, float, int]]:
-    """Short name, the network as everybody builds it and as ours is laid out, images, labels, and the attack."""
+def short(name: str) -> str:
+    """Of a network, as the results' keys have it."""
+    return name.split("-")[0].removesuffix("5")
+
+
+def batch_for(network: nn.Module) -> tuple[Tensor, Tensor]:
+    """Random images and labels."""
+    return torch.rand(BATCH, *network.input_shape), torch.randint(0, 10, (BATCH,))  # type: ignore[misc]
+
+
+def dense(name: str) -> tuple[nn.Module, nn.Module, Tensor, Tensor, tuple[float, float, int]]:
+    """The network as everybody builds it and as ours is laid out, images, labels, and the attack."""
     network, laid_out = build(name).eval(), build(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images, labels = torch.rand(BATCH, *network.input_shape), torch.randint(0, 10, (BATCH,))  # type: ignore[misc]
-    return name.split("-")[0].removesuffix("5"), network, laid_out, images, labels, SETTINGS[name]
+    images, labels = batch_for(network)
+    return network, laid_out, images, labels, SETTINGS[name]
 
 
 def pgd(name: str, repeats: int) -> dict[str, Any]:
     """PGD on the dense network against that of every peer."""
-    short, network, laid_out, images, labels, budget = dense(name)
+    network, laid_out, images, labels, budget = dense(name)
     attacks = peers(network, images, labels, *budget)
     attacks["anp-vs"] = lambda: ours(laid_out, images, labels, *budget)
     seconds = take_turns(attacks, repeats)
-    found = {f"pgd_{short}": compare(seconds)}
+    found = {f"pgd_{short(name)}": compare(seconds)}
     if "adv-lib" in seconds:
-        found[f"pgd_{short}_adv_lib"] = compare({who: seconds[who] for who in ("adv-lib", "anp-vs")})
+        found[f"pgd_{short(name)}_adv_lib"] = compare({who: seconds[who] for who in ("adv-lib", "anp-vs")})
     gflop = 3 * 2 * macs(network, images[:1]) * BATCH * budget[2] / 1e9  # forward, and the gradient: as much again
-    found[f"pgd_{short}"]["share_of_matrix_peak"] = {
+    found[f"pgd_{short(name)}"]["share_of_matrix_peak"] = {
         who: round(2 / 3 * gflop / value / matrix_peak(), 3)
-        for who, value in found[f"pgd_{short}"]["median_seconds"].items()
+        for who, value in found[f"pgd_{short(name)}"]["median_seconds"].items()
     }
     return found
 
 
 def training_steps(name: str, repeats: int) -> dict[str, Any]:
     """A step of adversarial training on the dense network, with as many steps of the attack as the paper's recipe."""
-    short, network, laid_out, images, labels, _ = dense(name)
+    network, laid_out, images, labels, _ = dense(name)
     attack = RECIPES[TRAINING[name]].attack
     budget = (attack.eps, attack.step, attack.steps)
     peer = fastest_peer(network, images, labels, budget)
@@ -226,7 +235,7 @@ def training_steps(name: str, repeats: int) -> dict[str, Any]:
         "torchattacks": lambda: training_step(network, peer, images, labels, budget),
         "anp-vs": lambda: training_step(laid_out, ours, images, labels, budget),
     }
-    found = {f"at_{short}": compare(take_turns(steps, repeats))}
+    found = {f"at_{short(name)}": compare(take_turns(steps, repeats))}
     if macs(network, images[:1]) > SMALL_MACS:  # where training chooses its precision by measuring
         low = partial(ours, precision="bfloat16")
 
@@ -239,8 +248,8 @@ def training_steps(name: str, repeats: int) -> dict[str, Any]:
         seconds = take_turns(steps, repeats)
         by_hand = {who: seconds[who] for who in ("peer under autocast by hand", "anp-vs")}
         users = {who: values for who, values in seconds.items() if who != "peer under autocast by hand"}
-        found[f"at_{short}_bfloat16"] = compare(users)
-        found[f"at_{short}_bfloat16_against_autocast"] = compare(by_hand)
+        found[f"at_{short(name)}_bfloat16"] = compare(users)
+        found[f"at_{short(name)}_bfloat16_against_autocast"] = compare(by_hand)
     return found
 
 
@@ -281,8 +290,8 @@ def gated_step(network: nn.Module, method: Any, images: Tensor, labels: Tensor, 
 
 def inference(name: str, repeats: int) -> dict[str, Any]:
     """The compact network against the full one, in evaluation, and how much of the ratio of MACs is realised."""
-    short, found = name.split("-")[0].removesuffix("5"), {}
-    full, small = build(name).eval(), pruned(name, 0.75)
+    found = {}
+    full, small = build(name).eval(), compact(without(name, 0.75))
     for batch in (1, BATCH):
         images = torch.rand(batch, *full.input_shape)  # type: ignore[misc]
         contestants: dict[str, Contestant] = {"full network": partial(full, images), "anp-vs": partial(small, images)}
@@ -298,17 +307,18 @@ def inference(name: str, repeats: int) -> dict[str, Any]:
         result = compare({who: seconds[who] for who in ("full network", "anp-vs")})
         result["median_seconds"] |= {who: round(statistics.median(values), 6) for who, values in seconds.items()}
         result["macs_ratio"] = round(macs(full, images[:1]) / macs(small, images[:1]), 2)
-        found[f"inference_{short}_batch_{batch}"] = result
+        found[f"inference_{short(name)}_batch_{batch}"] = result
     return found
 
 
 def compilation(name: str, repeats: int) -> dict[str, Any]:
     """The attack's gradient on the twin of a network of which three quarters are out, and on the same twin compiled."""
-    network = with_units(name, [max(1, gate.units // 4) for gate in gates(insert_gates(build(name))).values()])
-    images, labels = torch.rand(BATCH, *network.input_shape), torch.randint(0, 10, (BATCH,))  # type: ignore[misc]
-    found = {}
-    for precision in ("float32", "bfloat16") if macs(build(name), images[:1]) > SMALL_MACS else ("float32",):
-        maker = Twin(network, example_for(network), precision=precision)  # type: ignore[arg-type]
+    network = without(name, 0.75)
+    images, labels = batch_for(network)
+    found, large = {}, macs(build(name), images[:1]) > SMALL_MACS
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16") if large else ("float32",)
+    for precision in precisions:
+        maker = Twin(network, example_for(network), precision=precision)
         began = clock()
         compiled = Compiled().take(maker.build(own_kernels=False), images, labels)
         waited = clock() - began
@@ -316,7 +326,7 @@ def compilation(name: str, repeats: int) -> dict[str, Any]:
         contestants: dict[str, Contestant] = {
             who: partial(input_gradient, twin, images, labels, ce) for who, twin in twins.items()
         }
-        key = f"compilation_{name.split('-')[0].removesuffix('5')}_{precision}"
+        key = f"compilation_{short(name)}_{precision}"
         found[key] = compare(take_turns(contestants, 3 * repeats)) | {"seconds_to_compile": round(waited, 1)}
     return found
 
@@ -336,14 +346,14 @@ def memory(name: str, repeats: int) -> dict[str, Any]:
             found.append(float(done.stdout.split()[-1]))
     medians = {who: round(statistics.median(found), 1) for who, found in mebibytes.items()}
     ranges = {who: [round(min(found), 1), round(max(found), 1)] for who, found in mebibytes.items()}
-    return {f"memory_{name.split('-')[0].removesuffix('5')}": {"mebibytes": medians, "least_and_most": ranges}}
+    return {f"memory_{short(name)}": {"mebibytes": medians, "least_and_most": ranges}}
 
 
 def attack_once(name: str, who: str) -> None:
     """What `memory` starts: attack once, print by how many MiB the peak grew."""
     torch.set_num_threads(1)
     network = build(name).eval()
-    images, labels = torch.rand(BATCH, *network.input_shape), torch.randint(0, 10, (BATCH,))  # type: ignore[misc]
+    images, labels = batch_for(network)
     with torch.inference_mode():
         network(images[:1])
     status, references = Path("/proc/self/status"), Path("/proc/self/clear_refs")

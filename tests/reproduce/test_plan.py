@@ -41,8 +41,8 @@ def test_the_best_row_waits_for_its_start_and_its_teacher() -> None:
 def test_the_prerequisite_of_the_plan_is_the_one_that_training_looks_for() -> None:
     for name, recipe in recipes.RECIPES.items():
         seeded = recipes.override(recipe, {"seed": 5, "data_root": "elsewhere"})
-        for field, wanted in (("start", recipe.start), ("teacher", recipe.teacher)):
-            before = recipes.prerequisite(seeded, field)  # type: ignore[arg-type]
+        found = recipes.prerequisite(seeded), recipes.prerequisite(seeded, "teacher")
+        for before, wanted in zip(found, (recipe.start, recipe.teacher), strict=True):
             assert (before is None) == (wanted is None), name
             if before is not None:
                 assert (before.name, before.seed, before.data_root) == (wanted, 5, "elsewhere")

@@ -13,7 +13,7 @@ from anp_vs.methods import METHODS
 from anp_vs.methods.method import logits_pair
 from anp_vs.networks import build
 from anp_vs.pruning.pixel_conv import PixelConv2d
-from anp_vs.recipes import RECIPES
+from anp_vs.recipes import RECIPES, Recipe
 from anp_vs.training import run
 from anp_vs.training.loop import Trainer
 from training.tiny import TinyConvolution, digits, equal, patched, recipe
@@ -29,6 +29,21 @@ def teacher(classes: int = 10) -> nn.Module:
 def student(weight: float | None, name: str = "at", **changes: object) -> Trainer:
     asked = {"teacher": "given", "teacher_weight": weight} if weight is not None else {}
     return Trainer(recipe(name, **asked, **changes), digits(), FABRIC, None, teacher() if asked else None)
+
+
+def interrupted(asked: Recipe, out: Path) -> None:
+    """Train five steps and die."""
+    advance = Trainer.advance
+
+    def dying(training: Trainer) -> object:
+        if training.step == 5:
+            raise KeyboardInterrupt
+        return advance(training)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "advance", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(asked, out=out, quiet=True)
 
 
 def test_the_gradient_is_that_of_the_mixture_of_cross_entropy_and_divergence() -> None:
@@ -143,19 +158,9 @@ def test_in_bfloat16_the_teacher_sees_float32_pixels() -> None:
 
 def test_another_teacher_than_the_run_began_with_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    advance = Trainer.advance
-
-    def dying(training: Trainer) -> object:
-        if training.step == 5 and training.recipe.teacher:
-            raise KeyboardInterrupt
-        return advance(training)
-
     with patched():
         run.train(recipe("standard"), out=Path("master"), quiet=True)
-        monkeypatch.setattr(Trainer, "advance", dying)
-        with pytest.raises(KeyboardInterrupt):
-            run.train(recipe("at", teacher="master"), out=tmp_path / "student", quiet=True)
-        monkeypatch.setattr(Trainer, "advance", advance)
+        interrupted(recipe("at", teacher="master"), tmp_path / "student")
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
         monkeypatch.chdir(elsewhere)  # the path was relative to another folder
@@ -174,22 +179,12 @@ def test_a_run_cannot_need_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         run.train(recipe("at", teacher="tiny/at"), out=tmp_path / "tiny" / "at" / "seed0", quiet=True)
 
 
-def test_a_run_with_a_teacher_stops_and_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_a_teacher_stops_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
     with patched():
         master = run.train(recipe("standard"), out=tmp_path / "master", quiet=True)
         asked = recipe("anp-vs", teacher=str(master.path))
         whole = run.train(asked, out=tmp_path / "whole", quiet=True)
-        advance = Trainer.advance
-
-        def dying(training: Trainer) -> object:
-            if training.step == 5:
-                raise KeyboardInterrupt
-            return advance(training)
-
-        monkeypatch.setattr(Trainer, "advance", dying)
-        with pytest.raises(KeyboardInterrupt):
-            run.train(asked, out=tmp_path / "halves", quiet=True)
-        monkeypatch.setattr(Trainer, "advance", advance)
+        interrupted(asked, tmp_path / "halves")
         again = run.train(asked, out=tmp_path / "halves", quiet=True)
         alone = run.train(recipe("anp-vs"), out=tmp_path / "alone", quiet=True)
     equal(dict(whole.network.state_dict()), dict(again.network.state_dict()))

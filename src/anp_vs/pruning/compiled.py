@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class Compiled:
                     tensor.copy_(new[name])
                 return self.network
         torch.compiler.reset()  # what was compiled for other shapes would count against a limit of versions
-        network: nn.Module = torch.compile(twin, dynamic=False, backend=self.backend)  # type: ignore[assignment]
+        network = cast(nn.Module, torch.compile(twin, dynamic=False, backend=self.backend))
         try:
             input_gradient(network, images, labels, ce)
         except Exception as error:  # a compiler that is missing, too old or wrong raises anything

@@ -220,14 +220,14 @@ def prerequisite(recipe: Recipe, field: Literal["start", "teacher"] = "start") -
     wanted = getattr(recipe, field)
     if wanted not in RECIPES:
         return None
-    other, usual = RECIPES[wanted], RECIPES.get(recipe.name)
-    handed_on: dict[str, Any] = {"seed": recipe.seed, "data_root": recipe.data_root, "validation": recipe.validation}
-    own = {name: getattr(recipe, name) for name in ("data", "pictures", *(["network"] if field == "start" else []))}
-    meant = usual is not None and field == "start"
+    other = RECIPES[wanted]
+    accepted = [other, RECIPES.get(recipe.name, other)] if field == "start" else [other]
+    shared = ("data", "pictures", "network") if field == "start" else ("data", "pictures")
     own = {
-        name: value for name, value in own.items()
-        if value != getattr(other, name) and not (meant and value == getattr(usual, name))
+        name: getattr(recipe, name) for name in shared
+        if all(getattr(recipe, name) != getattr(each, name) for each in accepted)
     }  # fmt: skip
+    handed_on: dict[str, Any] = {"seed": recipe.seed, "data_root": recipe.data_root, "validation": recipe.validation}
     if own:
         handed_on |= {**own, "batch_size": recipe.batch_size, "name": f"{recipe.name}-{field}"}
     return override(other, handed_on)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from statistics import fmean, stdev
 from typing import Any
 
@@ -142,8 +142,10 @@ def _configuration(values: Mapping[str, Any]) -> dict[str, Any]:
     """What tells two rows apart: all of the recipe but the seed, where files lie, and what computes the same faster."""
     own = [name for name in ("start", "teacher") if values.get(name) not in (None, *recipes.RECIPES)]
     same = ("seed", "data_root", "black_box", "compilation")
-    newer = {"teacher": None, "teacher_weight": recipes.Recipe.teacher_weight}  # in rows from before they were there
-    kept = {name: value for name, value in (newer | dict(values)).items() if name not in same}
+    kept = {name: value for name, value in values.items() if name not in same}
+    for field_ in fields(recipes.Recipe):  # one that is newer than the row had its default's effect
+        if field_.default is not MISSING and field_.name not in same:
+            kept.setdefault(field_.name, field_.default)
     return kept | dict.fromkeys(own, "a run of one's own")
 
 

@@ -219,7 +219,7 @@ class Trainer:
         began, recipe = time.perf_counter(), self.recipe
         self._set_learning_rates()
         images, labels = self.batch()
-        torch.manual_seed(derive(self.recipe.seed, "step", self.step))
+        torch.manual_seed(derive(recipe.seed, "step", self.step))
         adversarial = self.attack(images, labels) if self.method.adversarial else images
         taught = self.teacher if self.decided or not recipe.fixes_gates else None
         targets = labels if taught is None else taught.targets(images, labels)

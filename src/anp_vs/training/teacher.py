@@ -20,6 +20,7 @@ from anp_vs.pruning.graph import example_for
 from anp_vs.pruning.precision import Precision
 from anp_vs.pruning.twin import Twin
 from anp_vs.recipes import shown
+from anp_vs.serialization import card_of
 
 
 class Teacher:
@@ -59,7 +60,7 @@ class Teacher:
         example = example_for(network)
         self.network = Twin(network, example, channels_last=channels_last, precision=precision).build()
         self.weight = weight
-        known, named = self.network(example).shape[1], getattr(network, "card", {}).get("classes")
+        known, named = self.network(example).shape[1], card_of(network).get("classes")
         if known != len(classes) or (named and list(named) != list(classes)):
             listed = f"{known} classes" + (f" ({shown(', '.join(map(str, named)))})" if named else "")
             raise InputError(

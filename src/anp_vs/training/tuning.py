@@ -12,12 +12,12 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pooch
 import torch
@@ -55,6 +55,7 @@ LONG = 1800
 USUAL_SPARSITY = 75.0
 """Percent of the units taken to be gone once the gates are fixed, where the recipe names no target."""
 Way = tuple[str, str]
+Key = TypeVar("Key", bound=Hashable)
 PLAIN: Way = ("float32", "channels-last")
 TWIN: Way = ("twin", "as it is")
 COMPILED: Way = ("twin", "compiled")
@@ -166,10 +167,10 @@ def _time_compiled(
     return _in_turns(attacks | {COMPILED: partial(input_gradient, compiled, batch, labels, ce)}, batch.device)
 
 
-def _in_turns(steps: Mapping[Way, Callable[[], object]], device: torch.device) -> dict[Way, float]:
+def _in_turns(steps: Mapping[Key, Callable[[], object]], device: torch.device, turns: int = STEPS) -> dict[Key, float]:
     """Median seconds of each, after one turn to warm up."""
-    seconds: dict[Way, list[float]] = {way: [] for way in steps}
-    for turn in range(STEPS + 1):
+    seconds: dict[Key, list[float]] = {way: [] for way in steps}
+    for turn in range(turns + 1):
         for way, step in steps.items():
             began = time.perf_counter()
             step()
@@ -198,17 +199,9 @@ def _measure(
 
 def _bfloat16_is_faster(device: torch.device, size: int = 512) -> bool:
     """Whether a matrix product is; where it is not, whole steps need not be tried, which could take minutes."""
-    medians = []
-    for dtype in TYPES.values():
-        matrix, times = torch.ones(size, size, device=device, dtype=dtype), []
-        for _ in range(5):
-            began = time.perf_counter()
-            torch.matmul(matrix, matrix)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - began)
-        medians.append(statistics.median(times))
-    return medians[1] < medians[0]
+    matrices = {precision: torch.ones(size, size, device=device, dtype=dtype) for precision, dtype in TYPES.items()}
+    seconds = _in_turns({name: partial(torch.matmul, m, m) for name, m in matrices.items()}, device, 5)
+    return seconds["bfloat16"] < seconds["float32"]
 
 
 def _cache_file(recipe: Recipe, fabric: Fabric, *more: str) -> Path:
