@@ -95,6 +95,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"shift": 2, "augment": True}, "augment crops at random already"),
     ({"awp": 1.0}, "awp is 1.0; it is a share"),
     ({"awp": NAN}, "awp is nan"),
+    ({"dropout": 1.5}, "dropout is 1.5; it multiplies the network's own"),
     ({"data": 7}, "data is 7"),
     *(
         ({"name": name}, "name is .*; the run directory is called after it")

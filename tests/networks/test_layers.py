@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from anp_vs.networks.layers import Dropout
+from anp_vs.networks.layers import Dropout, scale_dropout
 
 
 @pytest.mark.parametrize("copies", [1, 2])
@@ -25,3 +26,16 @@ def test_mask_is_drawn_once_for_all_copies_whatever_the_layout(
     assert dropped.is_contiguous(memory_format=layout)
     (gradient,) = torch.autograd.grad(dropped.sum(), features)
     assert torch.equal(gradient, keep)
+
+
+@pytest.mark.parametrize("kind", [Dropout, nn.Dropout, nn.Dropout2d])
+def test_scaled_dropout_drops_that_share_of_what_it_did(kind: type[nn.Module]) -> None:
+    network = nn.Sequential(nn.Sequential(kind(0.4))).train()
+    features = torch.ones(400, 250, 1, 1)
+    torch.manual_seed(0)
+    scale_dropout(network, 0.5)
+    dropped = network(features)
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.2, abs=0.005)  # twelve standard deviations
+    assert float(dropped.max()) == pytest.approx(1 / 0.8)
+    scale_dropout(network, 0.0)
+    assert torch.equal(network(features), features)

@@ -348,3 +348,9 @@ def test_pictures_are_decoded_while_the_step_before_computes() -> None:
     assert decoding.validate() == plain.validate()
     equal(timeless(decoding), timeless(plain))
     decoding.close()
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5, 0.0])
+def test_a_recipe_scales_the_dropout_of_the_network_it_trains(factor: float) -> None:
+    dropout = trainer("anp-vs", dropout=factor).network.get_submodule("dropout")
+    assert dropout.probability == pytest.approx(0.3 * factor)

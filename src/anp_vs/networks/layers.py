@@ -71,3 +71,17 @@ class Dropout(nn.Module):
     def extra_repr(self) -> str:
         """The probability."""
         return f"{self.probability}"
+
+
+def scale_dropout(network: nn.Module, factor: float) -> None:
+    """Multiply the probability of every dropout layer, in place.
+
+    Args:
+        network: with PyTorch's dropout modules or this one's; dropout called as a function is not seen.
+        factor: 0 to 1.
+    """
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            module.probability *= factor
+        elif isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
+            module.p *= factor

@@ -105,6 +105,8 @@ class Recipe:
         augment: zero-pad 4, random crop and flip.
         shift: zero-pad by so many pixels and crop at random, without mirroring; for pictures that have a right way
             round, in the place of `augment`.
+        dropout: factor on the probabilities of the network's own dropout layers, 0 to 1: 1 as it was built, 0 for none,
+            which suits a small network and a short training.
         awp: length of the adversarial weight perturbation relative to each layer's weights, see
             `anp_vs.methods.awp`; 0 for none.
         start: recipe or run directory whose trained weights training begins with; None starts afresh.
@@ -150,6 +152,7 @@ class Recipe:
     compilation: Literal["auto", "off", "on"] = "auto"
     augment: bool = False
     shift: int = 0
+    dropout: float = 1.0
     awp: float = 0.0
     start: str | None = None
     teacher: str | None = None
@@ -194,6 +197,10 @@ class Recipe:
         if self.teacher is not None and self.method.hard_labels:
             raise InputError(
                 f"MART needs labels, not a teacher's probabilities: train {self.name} without {shown(self.teacher)}."
+            )
+        if not 0 <= self.dropout <= 1:
+            raise InputError(
+                f"dropout is {self.dropout}; it multiplies the network's own probabilities and must lie in [0, 1]."
             )
         if not 0 <= self.awp < 1:
             raise InputError(f"awp is {self.awp}; it is a share of each layer's norm and must lie in [0, 1).")

@@ -20,6 +20,7 @@ from anp_vs.methods.awp import perturbed_objective
 from anp_vs.methods.method import Objective
 from anp_vs.networks import build
 from anp_vs.networks.images import take_images
+from anp_vs.networks.layers import scale_dropout
 from anp_vs.pruning.gate import gate_parameters, gates, sparsity_percent, weight_parameters
 from anp_vs.pruning.graph import example_for
 from anp_vs.pruning.insertion import insert_gates
@@ -97,6 +98,7 @@ class Trainer:
         network = self.method.prepare(network)
         if self.method.gated:
             set_prices(insert_gates(network), recipe.cost_exponent)
+        scale_dropout(network, recipe.dropout)
         self.network = network.to(fabric.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.decided = not self.method.gated
         self.dead_for = {name: torch.zeros(gate.units, dtype=torch.int64) for name, gate in gates(self.network).items()}
