@@ -179,25 +179,6 @@ def stopped_at(step: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             run.train(recipe(), out=path, quiet=True)
 
 
-def test_a_recipe_that_starts_from_another_trains_that_first_and_only_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = recipe("standard", name="t/first"), recipe("bp", name="t/second", start="t/first")
-    monkeypatch.setitem(recipes.RECIPES, "t/first", first)
-    begun: list[float] = []
-    real = Trainer.__init__
-
-    def noting(self: Trainer, asked: recipes.Recipe, *rest: Any, **options: Any) -> None:
-        real(self, asked, *rest, **options)
-        if asked.name == "t/second":
-            begun.append(float(self.network.fc.weight.detach().sum()))
-
-    monkeypatch.setattr(Trainer, "__init__", noting)
-    run.train(second, out=tmp_path / "t/second/seed0", quiet=True)
-    trained = serialization.load(tmp_path / "t/first/seed0/network.safetensors")
-    assert begun == [float(trained.fc.weight.detach().sum())]
-
-
 # -- refused --------------------------------------------------------------------------------------------------
 
 
@@ -278,16 +259,6 @@ def test_a_gpu_where_none_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(InputError, match="choose auto, cpu or cuda"):
         run.train(recipe(), out=path, device="tpu", quiet=True)
     assert not path.exists()
-
-
-def test_weights_for_another_number_of_classes_are_refused(path: Path, tmp_path: Path) -> None:
-    from anp_vs.networks import build
-
-    saved = serialization.save(build("lenet5-caffe", 7), tmp_path / "seven")
-    with pytest.raises(InputError, match="do not fit LeNet"):
-        run.train(recipe(start=str(saved), network="lenet5-caffe"), out=path, quiet=True)
-    with pytest.raises(RunError, match="no saved network"):
-        run.train(recipe(start=str(tmp_path / "missing")), out=path, quiet=True)
 
 
 @pytest.mark.parametrize("what", ["other network", "no step", "nonsense"])

@@ -14,6 +14,8 @@ from anp_vs.attacks.losses import Loss, ce
 from anp_vs.errors import InputError
 from anp_vs.networks.latents import distortion, recorded
 from anp_vs.pruning.gate import shared_mask, total_kl
+from anp_vs.pruning.graph import evaluating, example_for
+from anp_vs.pruning.resizing import resize
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Clean logits, adversarial logits (both B x K) and labels (B, or B x K as probabilities) to a scalar."""
@@ -98,15 +100,30 @@ class Method:
         return None
 
     def begin(self, network: nn.Module, start: Mapping[str, Tensor]) -> list[str]:
-        """Give a fresh network the trained weights it starts from; returns names that keep fresh values.
+        """Give a fresh network the trained weights it starts from, and their shapes if it was pruned.
+
+        Returns:
+            Names of what keeps fresh values.
 
         Raises:
-            InputError: the weights are another architecture's.
+            InputError: the weights are another architecture's, are for another number of classes, hold gates, or
+                were pruned while the method prunes itself.
         """
+        if any(name.endswith("a_uc") for name in start):
+            raise InputError("The network to start from has gates; start from the compact one that is saved beside it.")
+        classes, whole = _logits(network), _shapes(network)
         try:
+            resize(network, start)
             network.load_state_dict(dict(start))
-        except RuntimeError as error:
-            raise InputError(f"The weights to start from do not fit {type(network).__name__}: {error}.") from None
+            if (logits := _logits(network)) != classes:
+                raise InputError(f"they are for {logits} classes, and the data have {classes}.")
+        except (InputError, RuntimeError) as error:
+            raise InputError(f"The weights to start from do not fit {type(network).__name__}: {error}") from None
+        if self.gated and whole != _shapes(network):
+            raise InputError(
+                f"The network to start from has been pruned, and {self.name} puts its gates into a whole one. Train the "
+                f"small one on by a method without gates, such as at-vs or trades."
+            )
         return []
 
     def prepare(self, network: nn.Module) -> nn.Module:
@@ -134,6 +151,16 @@ class Method:
             training_images: N, the size of the training set: KL terms are divided by it.
         """
         raise NotImplementedError
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in network.state_dict().items()}
+
+
+def _logits(network: nn.Module) -> int:
+    """How many logits a network makes of an image."""
+    with evaluating(network), torch.no_grad():
+        return int(network(example_for(network)).shape[1])
 
 
 def logits_pair(network: nn.Module, images: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:

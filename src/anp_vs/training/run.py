@@ -142,8 +142,7 @@ def _needed(recipe: Recipe, field: Literal["start", "teacher"], root: Path, fabr
     if before := recipes.prerequisite(recipe, field):
         place = RunDirectory.default(before, root)
         _trained(before, place, fabric, quiet)
-    whole = place / "network.safetensors"
-    return serialization.locate(whole if whole.exists() else place)
+    return serialization.locate(place)
 
 
 def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> None:

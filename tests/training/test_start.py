@@ -1,0 +1,102 @@
+"""What training begins with: another recipe's weights, a saved network's, or those of one that was pruned."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from anp_vs import recipes, serialization
+from anp_vs.errors import InputError, RunError
+from anp_vs.evaluation.published_cost import published_cost
+from anp_vs.networks import build
+from anp_vs.pruning.compact import compact
+from anp_vs.pruning.gate import gates
+from anp_vs.pruning.insertion import insert_gates
+from anp_vs.training import checkpoint, run
+from anp_vs.training.loop import Trainer
+from training.tiny import STEPS, digits, equal, patched, recipe
+
+
+@pytest.fixture(autouse=True)
+def tiny() -> Iterator[None]:
+    with patched():
+        yield
+
+
+def pruned(path: Path) -> Path:
+    """What a run leaves behind: a gated network of which some units are pruned, and the compact one."""
+    torch.manual_seed(4)
+    gated = insert_gates(build("lenet5-caffe")).eval()
+    for gate in gates(gated).values():
+        gate.a_uc.data[torch.rand(gate.units) < 0.6] = -torch.inf
+    serialization.save(gated, path / "network")
+    serialization.save(compact(gated), path / "compact")
+    return path
+
+
+def test_a_recipe_that_starts_from_another_trains_that_first_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = recipe("standard", name="t/first"), recipe("bp", name="t/second", start="t/first")
+    monkeypatch.setitem(recipes.RECIPES, "t/first", first)
+    begun: list[float] = []
+    real = Trainer.__init__
+
+    def noting(self: Trainer, asked: recipes.Recipe, *rest: Any, **options: Any) -> None:
+        real(self, asked, *rest, **options)
+        if asked.name == "t/second":
+            begun.append(float(self.network.fc.weight.detach().sum()))
+
+    monkeypatch.setattr(Trainer, "__init__", noting)
+    run.train(second, out=tmp_path / "t/second/seed0", quiet=True)
+    trained = serialization.load(tmp_path / "t/first/seed0/network.safetensors")
+    assert begun == [float(trained.fc.weight.detach().sum())]
+
+
+def test_weights_for_another_number_of_classes_are_refused(tmp_path: Path) -> None:
+    saved = serialization.save(build("lenet5-caffe", 7), tmp_path / "seven")
+    with pytest.raises(InputError, match="do not fit LeNet"):
+        run.train(recipe(start=str(saved), network="lenet5-caffe"), out=tmp_path / "run", quiet=True)
+    with pytest.raises(RunError, match="no saved network"):
+        run.train(recipe(start=str(tmp_path / "missing")), out=tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize("method", ["trades", "at-vs", "admm", "at-bnn"])
+def test_a_pruned_network_trains_on_and_stays_small(method: str, tmp_path: Path) -> None:
+    small = serialization.load(pruned(tmp_path / "pruned"))
+    asked = recipe(method, network="lenet5-caffe", start=str(tmp_path / "pruned"))
+    tensors = dict(small.state_dict())
+    trainer = Trainer(asked, digits(), Fabric(accelerator="cpu", devices=1), tensors)
+    images = torch.rand(8, 1, 28, 28)
+    if method != "at-bnn":  # whose weights are drawn around the given ones
+        torch.testing.assert_close(trainer.evaluation_network()(images), small(images))
+    again = Trainer(asked, digits(), Fabric(accelerator="cpu", devices=1), tensors)
+    while again.step < STEPS // 2:
+        again.advance()
+    checkpoint.save(tmp_path / "state", again.state())
+    resumed = Trainer(asked, digits(), Fabric(accelerator="cpu", devices=1))
+    resumed.load_state(checkpoint.read(tmp_path / "state"))
+    for each in (trainer, resumed):
+        while each.step < STEPS:
+            each.advance()
+    equal(*({k: v for k, v in each.state().items() if k != "seconds"} for each in (trainer, resumed)))
+    trained = run.train(asked, out=tmp_path / "on", quiet=True).network
+    if method != "at-bnn":
+        assert published_cost(trained).units == published_cost(small).units
+        assert published_cost(trained).sparsity_percent == published_cost(small).sparsity_percent > 10
+
+
+def test_gates_are_not_put_into_what_was_pruned_nor_lost_from_what_has_them(tmp_path: Path) -> None:
+    pruned(tmp_path / "pruned")
+    with pytest.raises(InputError, match=r"has been pruned, and bp puts its gates .* such as at-vs or trades"):
+        run.train(
+            recipe("bp", network="lenet5-caffe", start=str(tmp_path / "pruned")), out=tmp_path / "run", quiet=True
+        )
+    gated = str(tmp_path / "pruned/network.safetensors")
+    for method in ("bp", "trades"):
+        with pytest.raises(InputError, match="has gates; start from the compact one"):
+            run.train(recipe(method, network="lenet5-caffe", start=gated), out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
