@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from anp_vs.recipes import extra_data
 from anp_vs.report.tables import COLUMNS, MEASURED_ONLY, cell, published
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "tables.json"
@@ -64,14 +65,15 @@ def over_seeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def markdown(results: Path) -> str:
     """Measured rows beside the published ones."""
     rows = json.loads(results.read_text())
-    groups = [list(g) for _, g in groupby(rows, lambda row: (row["dataset"], row["table"], row["method"]))]
+    groups = [list(g) for _, g in groupby(rows, lambda row: (row["dataset"], row["table"], row["row"]))]
     merged = [over_seeds(seeds) for seeds in groups]
     columns = {**COLUMNS, **{c: name for c, name in MEASURED_ONLY.items() if any(row[c] is not None for row in merged)}}
     lines = ["| row | " + " | ".join(columns.values()) + " |", "|---" * (1 + len(columns)) + "|"]
     known = {(row["dataset"], row["method"]): row for row in published()}
     for seeds, row in zip(groups, merged, strict=True):
         dataset, method = row["dataset"], row["method"]
-        label = method + (", best" if _beyond(row) else "") + (f", {len(seeds)} seeds" if len(seeds) > 1 else "")
+        label = method + (", best" if _beyond(row) else "") + extra_data(row["recipe_values"])
+        label += f", {len(seeds)} seeds" if len(seeds) > 1 else ""
         label += f", {row['images']:,} images" if row["images"] != 10_000 else ""
         lines.append(f"| {label} | " + " | ".join(cell(row, column) for column in columns) + " |")
         paper = known.get((dataset, method))

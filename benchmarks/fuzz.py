@@ -36,6 +36,7 @@ if "--reader" in sys.argv:  # the fuzzed process: instrument the package while i
         for module in ("cli", "data", "report.runs", "training.run"):
             importlib.import_module(f"anp_vs.{module}")
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save as save_tensors
@@ -43,6 +44,7 @@ from safetensors.torch import save as save_tensors
 from anp_vs import cli, recipes, serialization, storage
 from anp_vs.data import archive, cifar, idx
 from anp_vs.data.folder import load_folder
+from anp_vs.data.generated import load_generated
 from anp_vs.data.picture import PictureOptions, decode
 from anp_vs.errors import AnpVsError
 from anp_vs.evaluation import figure_files
@@ -68,6 +70,13 @@ def picture(kind: str, size: tuple[int, int] = (5, 4)) -> bytes:
     """A small picture of a format."""
     out = io.BytesIO()
     Image.frombytes("RGB", size, bytes(range(size[0] * size[1] * 3))).save(out, kind)
+    return out.getvalue()
+
+
+def generated(save: Callable[..., None]) -> bytes:
+    """An .npz file of two generated images."""
+    out = io.BytesIO()
+    save(out, image=np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3), label=np.array([0, 3]))
     return out.getvalue()
 
 
@@ -209,6 +218,9 @@ READERS: dict[str, Reader] = {
     "evaluation row": Reader(lambda d: figure_files.read_object(file("e.json", d)), (b'{"a": [1, null]}',), 40_000, 256),
     "picture": Reader(
         lambda d: decode(d, "p", PictureOptions(size=4)), tuple(map(picture, ("PNG", "JPEG", "WEBP"))), 40_000, 1024
+    ),
+    "generated images": Reader(
+        lambda d: load_generated(file("g.npz", d), (3, 2, 2), 4), (generated(np.savez), generated(np.savez_compressed)), 40_000, 2048
     ),
     "image folder": Reader(read_folder, (b"b       " + SOUND, b"class b " + picture("JPEG")), 3_000, 512),
     "command line": Reader(

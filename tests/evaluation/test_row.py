@@ -18,7 +18,9 @@ from anp_vs.evaluation.figure_files import diagnosis_of
 from anp_vs.evaluation.models import find_model
 from anp_vs.evaluation.row import Conditions, evaluate_model, evaluate_run
 from anp_vs.networks import build
-from anp_vs.report.tables import cell
+from anp_vs.report.rows import blocks
+from anp_vs.report.runs import read_runs
+from anp_vs.report.tables import beside_published, cell
 from report.made_runs import make_run
 
 FACTORIES = """
@@ -231,3 +233,14 @@ class _Untouchable:
 class _Unreached(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         raise AssertionError("evaluated before the options were checked")
+
+
+def test_generated_images_are_named_wherever_a_row_is_shown(folder: Path) -> None:
+    attack = {"eps": 0.1, "step": 0.05, "steps": 2}
+    own = make_run(folder, "digits/at", test_attack=attack, restarts=1)
+    more = make_run(folder, "digits/at", 1, test_attack=attack, restarts=1, generated="g.npz", generated_share=0.3)
+    rows = [evaluate_run(path, sources=(), **FAST) for path in (own, more)]
+    assert [row["row"] for row in rows] == ["at", "at, 30 % generated images"]
+    assert list(beside_published(rows).columns[0].cells) == ["at (20 images)", "at, 30 % generated images (20 images)"]
+    (block,) = blocks(read_runs([own, more]))
+    assert [line.name for line in block.lines if line.measured] == ["at", "at, 30 % generated images"]

@@ -129,9 +129,10 @@ def evaluate_run(path: Path, **options: Any) -> dict[str, Any]:
     own = black_box_source(run, recipe)
     sources = chosen.sources or ([own] if own else [])
     table, _, row = recipe.name.rpartition("/")
+    values = recipes.to_dict(recipe)
     facts = {
-        "dataset": recipe.data, "network": recipe.network, "method": recipe.method.name, "row": row, "recipe": recipe.name,
-        "table": table, "run_seed": recipe.seed, "recipe_values": recipes.to_dict(recipe),
+        "dataset": recipe.data, "network": recipe.network, "method": recipe.method.name, "recipe": recipe.name,
+        "row": row + recipes.extra_data(values), "table": table, "run_seed": recipe.seed, "recipe_values": values,
         "black_box_source": _names(sources),
         "train_seconds": serialization.card_of(full).get("train_seconds"),
         "network_sha256": serialization.card_of(full)["sha256"],

@@ -105,6 +105,9 @@ class Recipe:
         augment: zero-pad 4, random crop and flip.
         shift: zero-pad by so many pixels and crop at random, without mirroring; for pictures that have a right way
             round, in the place of `augment`.
+        generated: .npz file of generated training images (`anp_vs.data.generated`); None for none. A row trained so is
+            always named after it.
+        generated_share: share of them in each batch, between 0 and 1; an epoch has as many steps as without them.
         dropout: factor on the probabilities of the network's own dropout layers, 0 to 1: 1 as it was built, 0 for none,
             which suits a small network and a short training.
         awp: length of the adversarial weight perturbation relative to each layer's weights, see
@@ -153,6 +156,8 @@ class Recipe:
     compilation: Literal["auto", "off", "on"] = "auto"
     augment: bool = False
     shift: int = 0
+    generated: str | None = None
+    generated_share: float = 0.7
     dropout: float = 1.0
     awp: float = 0.0
     start: str | None = None
@@ -198,6 +203,12 @@ class Recipe:
         if self.teacher is not None and self.method.hard_labels:
             raise InputError(
                 f"MART needs labels, not a teacher's probabilities: train {self.name} without {shown(self.teacher)}."
+            )
+        share = self.generated_share
+        if not (0 < share < 1 and (self.generated is None or 0 < round(share * self.batch_size) < self.batch_size)):
+            raise InputError(
+                f"generated_share is {share}; it must lie between 0 and 1 and make at least one image of a batch of "
+                f"{self.batch_size} a generated one and leave one of the training set."
             )
         if not 0 <= self.dropout <= 1:
             raise InputError(
@@ -255,6 +266,13 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     values["method"] = {"name": recipe.method.name, **values["method"]}
     values["milestones"] = list(recipe.milestones)
     return values
+
+
+def extra_data(values: Mapping[str, Any]) -> str:
+    """What a row adds to its name when the recipe of these values trained on more than its data set; else nothing."""
+    if not values.get("generated"):
+        return ""
+    return f", {100 * values['generated_share']:.0f} % generated images"
 
 
 def from_dict(values: Mapping[str, Any], where: str = "The recipe") -> Recipe:

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from anp_vs.recipes import extra_data
+
 COLUMNS = {
     "clean_accuracy": "clean", "white_box_accuracy": "white-box", "black_box_accuracy": "black-box",
     "white_box_vulnerability": "V white", "black_box_vulnerability": "V black", "memory_percent": "memory %",
@@ -43,7 +45,8 @@ def beside_published(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table("row", *columns.values(), box=None, pad_edge=False)
     known = {(row["dataset"], row["method"]): row for row in published()}
     for row in rows:
-        label = f"{row['method']}" + (f" ({row['images']} images)" if row.get("images") not in (None, 10_000) else "")
+        label = row["method"] + extra_data(row.get("recipe_values") or {})
+        label += f" ({row['images']} images)" if row.get("images") not in (None, 10_000) else ""
         table.add_row(label, *(cell(row, column) for column in columns))
         comparable = row["dataset"] == "mnist" or row.get("protocol") == "released-code"
         if comparable and (paper := known.get((row["dataset"], row["method"]))):

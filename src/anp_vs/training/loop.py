@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from anp_vs.data import Dataset
+from anp_vs.data.generated import load_generated
 from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.cost import unit_macs
 from anp_vs.methods.awp import perturbed_objective
@@ -88,7 +89,10 @@ class Trainer:
             raise RunError(
                 f"The training set has {len(self.train)} images, fewer than one batch of {recipe.batch_size}; lower batch_size."
             )
-        self.batches = Batches(recipe, self.train)
+        generated = None
+        if recipe.generated is not None:
+            generated = load_generated(recipe.generated, dataset.train.shape, len(dataset.classes))
+        self.batches = Batches(recipe, self.train, generated)
         self.steps_per_epoch = len(self.train) // recipe.batch_size
         self.total_steps = recipe.epochs * self.steps_per_epoch
         torch.manual_seed(derive(recipe.seed, "initialise"))
@@ -131,6 +135,7 @@ class Trainer:
         """Everything a resumed run needs, as tensors and plain values."""
         return {
             "step": self.step,
+            "generated": self.batches.generated_mark,
             "seconds": self.seconds,
             "eased": self.eased,
             "network": self.network.state_dict(),
@@ -145,7 +150,16 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; the network takes its shape."""
+        """Go on from a saved state; the network takes its shape.
+
+        Raises:
+            RunError: the generated images are not those that training began with.
+        """
+        if state.get("generated") != self.batches.generated_mark:
+            raise RunError(
+                f"{self.recipe.generated} does not hold the generated images that this run began with. Put those back, or "
+                f"train into another directory with --out."
+            )
         resize(self.network, state["network"])
         self.network.load_state_dict(state["network"])
         self.network.to(memory_format=self.memory_format)

@@ -77,6 +77,7 @@ def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str =
 
     Raises:
         InputError: a value is outside what is accepted.
+        DataError: a data file is missing or damaged.
         RunError: the directory belongs to another recipe, is in use, or cannot be written.
         Trouble: the numbers went wrong, and the recipe says to stop or there is nothing else to do.
         Stopped: a signal asked to stop; everything is saved.
@@ -87,9 +88,14 @@ def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str =
         out = Path(str(recipe))
     if overrides:
         chosen = recipes.override(chosen, overrides)
-    if chosen.teacher not in (None, *recipes.RECIPES) and Path(str(chosen.teacher)).exists():
-        # It is looked for again whenever the run goes on, perhaps from another folder.
-        chosen = dataclasses.replace(chosen, teacher=str(Path(str(chosen.teacher)).resolve()))
+    # These are looked for again whenever the run goes on, perhaps from another folder.
+    given = {name: getattr(chosen, name) for name in ("teacher", "generated")}
+    whole: dict[str, Any] = {
+        name: str(Path(place).resolve())
+        for name, place in given.items()
+        if place not in (None, *recipes.RECIPES) and Path(place).exists()
+    }
+    chosen = dataclasses.replace(chosen, **whole)
     return _trained(chosen, out or RunDirectory.default(chosen), _fabric(device, devices, nodes), quiet)
 
 
