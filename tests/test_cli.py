@@ -304,7 +304,7 @@ def test_an_interrupt_outside_training_is_no_traceback(anp_vs: Any, monkeypatch:
     assert "Traceback" not in ran.err
 
 
-@pytest.mark.parametrize("words", [["recipes"], []])
+@pytest.mark.parametrize("words", [["recipes"], [], ["reproduce", "mnist", "--dry"]])
 def test_as_a_program_whose_reader_has_gone(words: list[str], tmp_path: Path) -> None:
     """`anp-vs recipes | head` is no error."""
     reading, writing = os.pipe()

@@ -27,7 +27,7 @@ from anp_vs.commands import (
     TrainCommand,
 )
 from anp_vs.errors import InputError
-from anp_vs.terminal import exit_status, plain_console
+from anp_vs.terminal import OutputConsole, exit_status, plain_console
 
 USAGE = """anp-vs: train image classifiers that resist attacks and are small, and measure both honestly.
 
@@ -224,7 +224,7 @@ def reproduce(words: list[str]) -> int:
         data_root=asked.data_root, autoattack=asked.autoattack,
     )  # fmt: skip
     if asked.dry:
-        Console(highlight=False, emoji=False).print(Overview(jobs).table())
+        OutputConsole().print(Overview(jobs).table())
         return 0
     overview = table.reproduce(
         jobs, cluster=asked.cluster, retries=asked.retries, cpus=asked.cpus, gpus=asked.gpus, data_root=asked.data_root,

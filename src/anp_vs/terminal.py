@@ -12,6 +12,17 @@ from rich.console import Console
 from anp_vs.errors import AnpVsError, Stopped
 
 
+class OutputConsole(Console):
+    """A console for tables on standard output: no colours by guess, no emoji from words between colons."""
+
+    def __init__(self, *, width: int | None = None) -> None:
+        super().__init__(highlight=False, emoji=False, width=width)
+
+    def on_broken_pipe(self) -> None:
+        """Let `exit_status` see that nobody reads on; rich would end the program with status 1."""
+        raise  # called while the BrokenPipeError is handled
+
+
 def plain_console(*, stderr: bool = False) -> Console:
     """A console that prints text as it is: no colours by guess, no emoji from words between colons, no wrapping."""
     return Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=True)

@@ -8,10 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from anp_vs.recipes import extra_data
+from anp_vs.terminal import OutputConsole
 
 COLUMNS = {
     "clean_accuracy": "clean", "white_box_accuracy": "white-box", "black_box_accuracy": "black-box",
@@ -81,5 +81,5 @@ def show_blocks(runs: Sequence[Path]) -> None:
 
 def _print(table: Table, wide: int) -> None:
     """Print a table: as wide as the terminal, so many characters in a file or a pipe."""
-    console = Console(highlight=False, emoji=False)
-    Console(highlight=False, emoji=False, width=console.width if console.is_terminal else wide).print(table)
+    console = OutputConsole()
+    OutputConsole(width=console.width if console.is_terminal else wide).print(table)
