@@ -37,10 +37,15 @@ def validate(network: nn.Module, split: Split, recipe: Recipe, stop: Callable[[]
         if stop():
             return None
         images, begin = pictures.float().div_(255), int(indices[0])
-        clean += int((network(images).argmax(1) == labels).sum())
-        lower, upper = geometry.box(images, eps)
         draws = generator(images.device, recipe.seed, "validate", begin)
-        start = torch.clamp(images + torch.empty_like(images).uniform_(-eps, eps, generator=draws), lower, upper)
+        noise = torch.empty_like(images).uniform_(-eps, eps, generator=draws)
+        right = network(images).argmax(1) == labels
+        clean += int(right.sum())
+        if not right.any():
+            continue
+        images, labels = images[right], labels[right]  # what is wrong already is not robust and needs no attack
+        lower, upper = geometry.box(images, eps)
+        start = torch.clamp(images + noise[right], lower, upper)
         attacked = ascend(network, start, lower, upper, labels, 2.5 * eps / STEPS, STEPS, ce)
         robust += int((network(attacked).argmax(1) == labels).sum())
     total = max(len(split), 1)
