@@ -176,7 +176,7 @@ def test_learning_rates_follow_their_schedule(schedule: str, shares: list[float]
     training = trainer("standard", schedule=schedule, milestones=[0.5, 0.75], lr=0.01)
     for share in shares:
         training.advance()
-        assert training.weights_optimiser.param_groups[0]["lr"] == pytest.approx(0.01 * share)
+        assert training.optimisers.weights.param_groups[0]["lr"] == pytest.approx(0.01 * share)
 
 
 def test_the_radius_warms_up_in_a_line_and_stays() -> None:
@@ -243,8 +243,8 @@ def test_moments_and_averages_follow_the_units_that_stay() -> None:
     names = [name for name, _ in training.network.named_parameters()]
 
     def held() -> dict[str, dict[str, torch.Tensor]]:
-        by_tensor = training.weights_optimiser.state | (
-            training.gates_optimiser.state if training.gates_optimiser else {}
+        by_tensor = training.optimisers.weights.state | (
+            training.optimisers.gates.state if training.optimisers.gates else {}
         )
         return {name: dict(by_tensor[value]) for name, value in training.network.named_parameters()}
 

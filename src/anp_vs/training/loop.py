@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,13 @@ from anp_vs.methods.method import Objective
 from anp_vs.networks import build
 from anp_vs.networks.images import take_images
 from anp_vs.networks.layers import scale_dropout
-from anp_vs.pruning.gate import gate_parameters, gates, sparsity_percent, weight_parameters
+from anp_vs.pruning.gate import gates, sparsity_percent
 from anp_vs.pruning.graph import example_for
 from anp_vs.pruning.insertion import insert_gates
 from anp_vs.pruning.opening import open_gates
 from anp_vs.pruning.precision import Precision, lowered
 from anp_vs.pruning.resizing import resize
-from anp_vs.pruning.shrinking import follow, shrink
+from anp_vs.pruning.shrinking import shrink
 from anp_vs.pruning.slicing import take
 from anp_vs.pruning.twin import Twin
 from anp_vs.recipes import Recipe
@@ -36,6 +36,7 @@ from anp_vs.training import schedule
 from anp_vs.training.adversary import Adversary
 from anp_vs.training.average import Average, averaged, shrunk
 from anp_vs.training.batches import Batches
+from anp_vs.training.optimisers import Optimisers
 from anp_vs.training.parallel import Share
 from anp_vs.training.seeding import derive
 from anp_vs.training.teacher import Teacher
@@ -115,10 +116,7 @@ class Trainer:
         last = self.memory_format == torch.channels_last
         self.adversary = Adversary(recipe, self.share, self.precision, channels_last=last)
         self._rebuild()
-        self.weights_optimiser = self._fresh_optimiser()
-        self.gates_optimiser = (
-            torch.optim.Adam(gate_parameters(self.network), recipe.gate_lr) if self.method.gated else None
-        )
+        self.optimisers = Optimisers(recipe, self.network, self.share.average)
         self.companion = self.method.companion(self.network, self.total_steps)
         self.teacher: Teacher | None = None
         if recipe.teacher is not None and teacher is None:
@@ -140,8 +138,7 @@ class Trainer:
             "eased": self.eased,
             "network": self.network.state_dict(),
             "average": self.average,
-            "weights_optimiser": self.weights_optimiser.state_dict(),
-            "gates_optimiser": self.gates_optimiser.state_dict() if self.gates_optimiser else None,
+            **self.optimisers.state_dict(),
             "companion": self.companion.state_dict() if self.companion else None,
             "decided": self.decided,
             "dead_for": self.dead_for,
@@ -168,12 +165,8 @@ class Trainer:
         if self.average is not None:
             self.average = {name: value.to(self.fabric.device) for name, value in self.average.items()}
         self.means, self.counted = state["means"], state["counted"]
-        self.weights_optimiser = self._fresh_optimiser()
-        self.weights_optimiser.load_state_dict(state["weights_optimiser"])
+        self.optimisers.load_state_dict(self.network, state)
         self.decided = state["decided"]
-        if self.gates_optimiser is not None and state["gates_optimiser"] is not None:
-            self.gates_optimiser = torch.optim.Adam(gate_parameters(self.network), self.recipe.gate_lr)
-            self.gates_optimiser.load_state_dict(state["gates_optimiser"])
         if self.decided:
             self._fix_gates()
         self.companion = self.method.companion(self.network, self.total_steps)
@@ -187,14 +180,6 @@ class Trainer:
         if self.average is not None:
             network.load_state_dict(self.average)
         return network.eval()
-
-    def _fresh_optimiser(self) -> torch.optim.Optimizer:
-        parameters = weight_parameters(self.network)
-        decay = self.recipe.weight_decay if self.method.weight_decay else 0.0
-        if self.recipe.optimiser == "sgd":
-            return torch.optim.SGD(parameters, self.recipe.lr, momentum=0.9, nesterov=True, weight_decay=decay)
-        # The decay is the gradient of an L2 penalty in the loss, as published, not AdamW's.
-        return torch.optim.Adam(parameters, self.recipe.lr, weight_decay=decay)
 
     def _rebuild(self) -> None:
         """Trace the network again after its shape changed."""
@@ -233,7 +218,7 @@ class Trainer:
             Trouble: the loss is not finite; no parameter has been changed by the step.
         """
         began, recipe = time.perf_counter(), self.recipe
-        self._set_learning_rates()
+        self.optimisers.set_rates(self.progress, self.eased)
         images, labels = self.batch()
         torch.manual_seed(derive(recipe.seed, "step", self.step))
         adversarial = self.attack(images, labels) if self.method.adversarial else images
@@ -254,14 +239,12 @@ class Trainer:
                 f"The loss became {value} at step {self.step} of {self.total_steps} (epoch {self.epoch}). "
                 f"Lower lr (now {recipe.lr}) or gate_lr, or lengthen eps_warmup."
             )
-        self._backward(loss, objective)
+        self.optimisers.backward(self.network, loss, objective, gates_learn=not self.decided)
         if self.companion is not None:
             self.companion.before_step(self.step)
-        self.weights_optimiser.step()
-        if self.gates_optimiser is not None and not self.decided:
-            self.gates_optimiser.step()
+        self.optimisers.step(gates_learn=not self.decided)
         if self.companion is not None and self.companion.after_step(self.step):
-            self.weights_optimiser = self._fresh_optimiser()
+            self.optimisers.renew(self.network)
             self.average = None
         self._count(objective, labels)
         self.step += 1
@@ -270,24 +253,6 @@ class Trainer:
             self.average = averaged(self.average, self.network, recipe.average, self.step)
         self.seconds += time.perf_counter() - began
         return Report(self.step, (self.step - 1) // self.steps_per_epoch, None, message=message)
-
-    def _backward(self, loss: Tensor, objective: Objective) -> None:
-        """Each group of parameters gets the gradient of its own loss."""
-        weights = weight_parameters(self.network)
-        learning = self.gates_optimiser is not None and not self.decided and objective.gates is not None
-        same = learning and objective.gates is loss
-        if same:
-            parameters = [*weights, *gate_parameters(self.network)]
-            self._assign(parameters, torch.autograd.grad(loss, parameters, allow_unused=True))
-            return
-        self._assign(weights, torch.autograd.grad(loss, weights, retain_graph=learning, allow_unused=True))
-        if learning and objective.gates is not None:
-            parameters = gate_parameters(self.network)
-            self._assign(parameters, torch.autograd.grad(objective.gates, parameters))
-
-    def _assign(self, parameters: list[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-        for parameter, gradient in zip(parameters, self.share.average(gradients), strict=True):
-            parameter.grad = gradient
 
     def _count(self, objective: Objective, labels: Tensor) -> None:
         values = {name: float(value.detach()) for name, value in objective.metrics.items()}
@@ -303,7 +268,7 @@ class Trainer:
         """Means of the metrics since the last call, with the present schedule and sparsity."""
         values = self.share.mean({name: value / max(self.counted, 1) for name, value in self.means.items()})
         self.means, self.counted = {}, 0
-        values |= {"lr": self.weights_optimiser.param_groups[0]["lr"], "eps": self.eps()}
+        values |= {"lr": self.optimisers.weights.param_groups[0]["lr"], "eps": self.eps()}
         if self.method.gated:
             values["sparsity"] = sparsity_percent(self.network)
         return values
@@ -313,15 +278,6 @@ class Trainer:
     def eps(self) -> float:
         """The attack's radius at the present step."""
         return schedule.eps(self.recipe, self.progress)
-
-    def _set_learning_rates(self) -> None:
-        recipe, progress = self.recipe, self.progress
-        rates = [(self.weights_optimiser, recipe.lr * schedule.of_weights(recipe, progress))]
-        if self.gates_optimiser is not None:
-            rates.append((self.gates_optimiser, recipe.gate_lr * schedule.of_gates(recipe, progress)))
-        for optimiser, rate in rates:
-            for group in optimiser.param_groups:
-                group["lr"] = self.eased * rate
 
     # -- pruning --------------------------------------------------------------------------------------------
 
@@ -340,7 +296,8 @@ class Trainer:
             closed = [name for name, gate in found.items() if gate.collapsed()]
             removed = self.remove({name: ~units for name, units in alive.items()})
             open_gates(self.network)
-            self.weights_optimiser, self.average = self._fresh_optimiser(), None
+            self.optimisers.renew(self.network)
+            self.average = None
             self._fix_gates()
             kept = f"; every unit of {', '.join(closed)} would be pruned, the strongest was kept" if closed else ""
             return f"gates fixed at {sparsity_percent(self.network):.1f} % sparsity; {removed} units left the network{kept}"
@@ -370,9 +327,7 @@ class Trainer:
         units = {name: gate.units for name, gate in gates(self.network).items()}
         kept = shrink(self.network, dead)
         self.network.to(memory_format=self.memory_format)
-        after = dict(self.network.named_parameters())
-        for optimiser in filter(None, (self.weights_optimiser, self.gates_optimiser)):
-            follow(optimiser, before, after, kept)
+        self.optimisers.follow(before, dict(self.network.named_parameters()), kept)
         if self.average is not None:
             self.average = shrunk(self.average, self.network, kept)
         self.dead_for = {name: take(count, kept.get(f"{name}.a_uc", [])) for name, count in self.dead_for.items()}
