@@ -1,12 +1,7 @@
 """A run directory: whatever happens to the process or the disk, training ends where it would have ended anyway."""
 
-import json
 import math
-import random
-import signal
-import time
 from collections.abc import Iterator
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +13,18 @@ from anp_vs.errors import InputError, RunError
 from anp_vs.training import checkpoint, run, run_directory
 from anp_vs.training.loop import Trainer
 from anp_vs.training.run_directory import MetricsLog, RunDirectory
-from training.tiny import digits, equal, patched, recipe, send, start, trainer
-
-# Gates that fall at once and stay, so that units leave during the run and the gates are fixed before its end.
-PRUNING = {"network": "lenet5-caffe", "gate_lr": 2.0, "method": {"name": "anp-vs", "beta": 20.0}, "remove_after": 2}
+from training.tiny import (
+    PRUNING,
+    digits,
+    equal,
+    log_of,
+    patched,
+    recipe,
+    same_run,
+    start,
+    tensors,
+    waited,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -33,28 +36,6 @@ def tiny() -> Iterator[None]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "run"
-
-
-def tensors(path: Path) -> dict[str, bytes]:
-    """The saved networks: all of their bytes, and of the cards what does not tell the time."""
-    files = {file.name: file.read_bytes() for file in path.glob("*.safetensors")}
-    for card in path.glob("*.json"):
-        facts = json.loads(card.read_text())
-        facts.pop("train_seconds")
-        files[card.name] = json.dumps(facts).encode()
-    return files
-
-
-def same_run(left: Path, right: Path) -> None:
-    assert tensors(left) == tensors(right)
-    assert tensors(left)
-    assert (left / "metrics.jsonl").read_bytes() == (right / "metrics.jsonl").read_bytes()
-    assert (left / "recipe.yaml").read_bytes() == (right / "recipe.yaml").read_bytes()
-    assert not list(right.glob(".*"))
-
-
-def log_of(path: Path) -> list[dict[str, Any]]:
-    return MetricsLog.read(path / "metrics.jsonl")
 
 
 # -- start, stop, resume, finish ------------------------------------------------------------------------------
@@ -223,15 +204,6 @@ def test_a_directory_in_use_is_refused_and_a_dead_process_leaves_no_lock(path: P
         pass
 
 
-def waited(file: Path, process: BaseProcess | None = None, seconds: float = 120) -> None:
-    """Until a file is there."""
-    end = time.monotonic() + seconds
-    while not file.exists():
-        assert time.monotonic() < end, f"{file} did not come"
-        assert process is None or process.is_alive()
-        time.sleep(0.01)
-
-
 def test_a_refused_run_leaves_nothing_behind(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -385,102 +357,3 @@ def test_a_gate_that_collapses_is_said_once_even_when_the_run_is_resumed(
     run.train(asked, out=path, quiet=True)
     said = [line for line in log_of(path) if "every unit of gate2" in line.get("message", "")]
     assert [line["step"] for line in said] == [3]
-
-
-# -- signals --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)
-def test_a_signal_saves_and_ends_the_process_and_the_run_goes_on_from_there(
-    number: signal.Signals, path: Path, tmp_path: Path
-) -> None:
-    asked = recipe("anp-vs", **PRUNING | {"epochs": 6})
-    process = start(asked, path, seconds=3600.0)  # nothing is saved unless the signal does it
-    waited(path / "metrics.jsonl", process)
-    while not log_of(path):
-        time.sleep(0.005)
-    send(process, number)
-    process.join(60)
-    assert process.exitcode == 130, (path.parent / "output").read_text()
-    stopped = checkpoint.read(path / "checkpoint.state")["step"]
-    assert 0 < stopped < 24
-    run.train(asked, out=path, quiet=True)
-    run.train(asked, out=tmp_path / "whole", quiet=True)
-    same_run(tmp_path / "whole", path)
-
-
-@pytest.mark.parametrize("method", ["anp-vs", "at-bnn"])
-def test_a_signal_during_validation_does_not_wait_for_its_end(
-    method: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = recipe(method, **(PRUNING if method == "anp-vs" else {}))
-    run.train(asked, out=tmp_path / "whole", quiet=True)
-    monkeypatch.setattr("anp_vs.training.validation.BATCH", 8)  # another, so that there are several
-    real, asks = run._signals, 0
-
-    def counting(training: Trainer, stop: Any = lambda: False) -> Any:
-        nonlocal asks
-        asks += 1
-        return None if asks in (1, 3) else validate(training, stop)
-
-    validate = Trainer.validate
-    monkeypatch.setattr(Trainer, "validate", counting)
-    monkeypatch.setattr(run, "_signals", lambda: Asked(real, lambda: asks in (1, 3)))
-    monkeypatch.setattr("anp_vs.training.validation.BATCH", 125)
-    for step in (4, 8):
-        with pytest.raises(run.Stopped, match=f"Stopped at step {step} of 12"):
-            run.train(asked, out=path, quiet=True)
-    run.train(asked, out=path, quiet=True)
-    same_run(tmp_path / "whole", path)
-
-
-class Asked:
-    """In the place of the handlers of signals: asked to stop when a condition holds."""
-
-    def __init__(self, _: object, condition: Any) -> None:
-        self.is_set = condition
-
-    def __enter__(self) -> "Asked":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-def test_validation_stops_between_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anp_vs.training.validation.BATCH", 8)
-    training, asks = trainer(), 0
-
-    def third() -> bool:
-        nonlocal asks
-        asks += 1
-        return asks == 3
-
-    assert training.validate(third) is None
-    assert asks == 3
-
-
-# -- SIGKILL --------------------------------------------------------------------------------------------------
-
-
-def test_killed_at_random_instants_a_run_ends_bit_for_bit_the_same(path: Path, tmp_path: Path) -> None:
-    """The short form of benchmarks/crash.py."""
-    asked = recipe("anp-vs", **PRUNING | {"epochs": 6})
-    began = time.monotonic()
-    whole = start(asked, tmp_path / "whole")
-    whole.join()
-    assert whole.exitcode == 0
-    length = time.monotonic() - began
-    draws, kills = random.Random(1), 0
-    while True:
-        process = start(asked, path)
-        process.join(0.1 + draws.random() * length / 3)
-        if process.exitcode is None:
-            kills += 1
-        elif process.exitcode == 0:
-            break
-        process.kill()
-        process.join()
-        assert kills < 50
-    assert kills
-    same_run(tmp_path / "whole", path)

@@ -1,10 +1,12 @@
 """What the tests of training share: some digits, short recipes, and whole runs in processes of their own."""
 
+import json
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -27,8 +29,11 @@ from anp_vs.pruning.gate import gates
 from anp_vs.recipes import RECIPES, Recipe, override
 from anp_vs.training import run
 from anp_vs.training.loop import Trainer
+from anp_vs.training.run_directory import MetricsLog
 
 STEPS = 12
+# Gates that fall at once and stay, so that units leave during the run and the gates are fixed before its end.
+PRUNING = {"network": "lenet5-caffe", "gate_lr": 2.0, "method": {"name": "anp-vs", "beta": 20.0}, "remove_after": 2}
 
 
 @cache
@@ -187,3 +192,34 @@ def send(process: BaseProcess, number: signal.Signals) -> None:
 
 
 ALL_METHODS = sorted(METHODS)
+
+
+def tensors(path: Path) -> dict[str, bytes]:
+    """The saved networks: all of their bytes, and of the cards what does not tell the time."""
+    files = {file.name: file.read_bytes() for file in path.glob("*.safetensors")}
+    for card in path.glob("*.json"):
+        facts = json.loads(card.read_text())
+        facts.pop("train_seconds")
+        files[card.name] = json.dumps(facts).encode()
+    return files
+
+
+def same_run(left: Path, right: Path) -> None:
+    assert tensors(left) == tensors(right)
+    assert tensors(left)
+    assert (left / "metrics.jsonl").read_bytes() == (right / "metrics.jsonl").read_bytes()
+    assert (left / "recipe.yaml").read_bytes() == (right / "recipe.yaml").read_bytes()
+    assert not list(right.glob(".*"))
+
+
+def log_of(path: Path) -> list[dict[str, Any]]:
+    return MetricsLog.read(path / "metrics.jsonl")
+
+
+def waited(file: Path, process: BaseProcess | None = None, seconds: float = 120) -> None:
+    """Until a file is there."""
+    end = time.monotonic() + seconds
+    while not file.exists():
+        assert time.monotonic() < end, f"{file} did not come"
+        assert process is None or process.is_alive()
+        time.sleep(0.01)
