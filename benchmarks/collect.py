@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from anp_vs.recipes import extra_data
 from anp_vs.report.tables import COLUMNS, MEASURED_ONLY, cell, published
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "tables.json"
@@ -28,7 +27,7 @@ ORDER = ("standard", "bp", "at", "at-bnn", "pretrained-at", "admm", "trades", "a
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
     """What makes two entries the same run."""
-    return row["dataset"], row["recipe"], row["seed"], row["protocol"]
+    return row["dataset"], row["recipe"], row["row"], row["seed"], row["protocol"]
 
 
 def collect(runs: list[Path], results: Path) -> None:
@@ -40,8 +39,19 @@ def collect(runs: list[Path], results: Path) -> None:
             # Where the data lay on that machine is nobody's business and changes nothing.
             new["recipe_values"]["data_root"] = None
             new["command"] = re.sub(r"--data-root \S+", "--data-root DATA", new["command"])
+            if generated := new["recipe_values"].get("generated"):
+                new["recipe_values"]["generated"] = Path(generated).name
             rows = [row for row in rows if key(row) != key(new)] + [new]
-    rows.sort(key=lambda row: (row["dataset"], _beyond(row), row["table"], ORDER.index(row["method"]), row["seed"]))
+    rows.sort(
+        key=lambda row: (
+            row["dataset"],
+            _beyond(row),
+            row["table"],
+            ORDER.index(row["method"]),
+            row["row"],
+            row["seed"],
+        )
+    )
     results.write_text(json.dumps(rows, indent=2) + "\n")
 
 
@@ -72,12 +82,12 @@ def markdown(results: Path) -> str:
     known = {(row["dataset"], row["method"]): row for row in published()}
     for seeds, row in zip(groups, merged, strict=True):
         dataset, method = row["dataset"], row["method"]
-        label = method + (", best" if _beyond(row) else "") + extra_data(row["recipe_values"])
+        label = method + (", best" if _beyond(row) else "") + row.get("extra_data", "")
         label += f", {len(seeds)} seeds" if len(seeds) > 1 else ""
         label += f", {row['images']:,} images" if row["images"] != 10_000 else ""
         lines.append(f"| {label} | " + " | ".join(cell(row, column) for column in columns) + " |")
         paper = known.get((dataset, method))
-        if paper is not None and dataset == "mnist" and not _beyond(row):
+        if paper is not None and dataset == "mnist" and not _beyond(row) and not row.get("extra_data"):
             cells = " | ".join(cell(paper, column) for column in columns)
             lines.append(f"| *{method}, published* | {cells} |")
     return "\n".join(lines)

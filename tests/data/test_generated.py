@@ -15,8 +15,9 @@ from anp_vs.errors import DataError
 
 SHAPE = (3, 4, 5)
 RANDOM = np.random.default_rng(0)
-IMAGES = RANDOM.integers(0, 256, (7, 4, 5, 3), np.uint8)
-LABELS = np.array([0, 1, 2, 3, 0, 1, 2])
+COUNT = 107  # so many that a header is parsed before zipfile has seen the checksum of the whole array
+IMAGES = RANDOM.integers(0, 256, (COUNT, 4, 5, 3), np.uint8)
+LABELS = np.arange(COUNT) % 4
 
 
 def written(path: Path, *, compressed: bool = False, **arrays: Any) -> Path:
@@ -68,7 +69,7 @@ class Trap:
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_python_objects_are_refused_and_never_unpickled(tmp_path: Path, *, compressed: bool) -> None:
-    trapped = written(tmp_path / "g.npz", compressed=compressed, label=np.array([Trap()] * 7, dtype=object))
+    trapped = written(tmp_path / "g.npz", compressed=compressed, label=np.array([Trap()] * COUNT, dtype=object))
     with pytest.raises(DataError, match=r"label in .* holds Python objects"):
         load_generated(trapped, SHAPE, 4)
     assert not Trap.sprung
@@ -79,11 +80,12 @@ def test_python_objects_are_refused_and_never_unpickled(tmp_path: Path, *, compr
     [
         (
             {"image": IMAGES.astype(np.float32)},
-            r"image in .* is float32 of shape \(7, 4, 5, 3\); .* uint8 of N x 4 x 5 x 3",
+            r"image in .* is float32 of shape \(107, 4, 5, 3\); .* uint8 of N x 4 x 5 x 3, N at least 1",
         ),
-        ({"image": IMAGES.transpose(0, 3, 1, 2)}, r"image in .* column by column|image in .* shape \(7, 3, 4, 5\)"),
-        ({"image": IMAGES[:0], "label": LABELS[:0]}, "image in"),
-        ({"label": LABELS[:6]}, r"label in .* shape \(6,\); 7 images"),
+        ({"image": IMAGES.transpose(0, 3, 1, 2)}, r"image in .* shape \(107, 3, 4, 5\)"),
+        ({"image": IMAGES[:0], "label": LABELS[:0]}, r"shape \(0, 4, 5, 3\); .* N at least 1"),
+        ({"image": np.uint8(3)}, r"image in .* shape \(\)"),
+        ({"label": LABELS[:6]}, r"label in .* shape \(6,\); the data set takes 107 whole numbers"),
         ({"label": LABELS.astype(float)}, "label in .* is float64"),
         ({"label": LABELS + 1}, "label in .* goes from 1 to 4; .* classes 0 to 3"),
         ({"label": LABELS - 1}, "goes from -1 to 2"),
@@ -110,18 +112,43 @@ def test_files_that_are_no_such_thing(tmp_path: Path) -> None:
         np.save(out, IMAGES)
         archive.writestr("image.npy", out.getvalue()[:-1])
         archive.writestr("label.npy", out.getvalue())
-    with pytest.raises(DataError, match=r"image in .* says uint8 of shape \(7, 4, 5, 3\) and holds 419 bytes"):
+    with pytest.raises(DataError, match=r"image in .* says uint8 of shape \(107, 4, 5, 3\) and holds 6419 bytes"):
         load_generated(tmp_path / "short.npz", SHAPE, 4)
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-def test_bytes_changed_at_random_give_our_own_error_or_images(tmp_path: Path, *, compressed: bool) -> None:
-    sound = written(tmp_path / "g.npz", compressed=compressed).read_bytes()
-    for _ in range(300):
+HEADERS = [
+    "{'descr': '", "{'descr': '(2,u1', 'fortran_order': False, 'shape': (107,)}", "{[]: 1}", "{1: 2, 'a': 3}", "-" * 9000 + "1", "\0",
+    "{'descr': (), 'fortran_order': False, 'shape': (107,)}", "{'descr': '|u1', 'fortran_order': False, 'shape': (-1,)}",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (4294967296, 4294967296)}", "[" * 5000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=lambda text: text[:20])
+@pytest.mark.parametrize("version", [1, 2])
+def test_headers_made_up_to_confuse_the_parser_are_refused(header: str, version: int, tmp_path: Path) -> None:
+    for said in (len(header), 0xFFFF if version == 1 else 0xFFFFFFFF):
+        text = b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H" if version == 1 else "<I", said) + header.encode()
+        with zipfile.ZipFile(tmp_path / "g.npz", "w") as archive:
+            archive.writestr("image.npy", text + bytes(7000))
+        with pytest.raises(DataError, match=r"not a sound \.npz file \(.+\)|image in"):
+            load_generated(tmp_path / "g.npz", SHAPE, 4)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_bytes_changed_at_random_give_our_own_error_or_images(compression: int, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "g.npz", "w", compression) as archive:
+        for name, values in (("image", IMAGES), ("label", LABELS)):
+            out = io.BytesIO()
+            np.save(out, values)
+            archive.writestr(f"{name}.npy", out.getvalue())
+    sound = (tmp_path / "g.npz").read_bytes()
+    refused = 0
+    for place in [*range(200), *RANDOM.integers(0, len(sound), 300)]:
         changed = bytearray(sound)
-        changed[int(RANDOM.integers(len(sound)))] = int(RANDOM.integers(256))
+        changed[int(place)] ^= int(RANDOM.integers(1, 256))
         (tmp_path / "c.npz").write_bytes(changed)
         try:
             load_generated(tmp_path / "c.npz", SHAPE, 4)
         except DataError:
-            continue
+            refused += 1
+    assert refused > 50

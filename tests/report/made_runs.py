@@ -86,7 +86,7 @@ def make_run(
     network = build(recipe.network).eval()
     with run:
         run.claim(recipe)
-    facts = {"recipe": recipes.to_dict(recipe), "seed": seed, "train_seconds": 60.0}
+    facts = {"recipe": recipes.to_dict(recipe), "seed": seed, "train_seconds": 60.0, "extra_data": recipe.extra_data}
     if recipe.method.gated:
         insert_gates(network)
         with torch.no_grad():

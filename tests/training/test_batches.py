@@ -8,11 +8,13 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
+from anp_vs import recipes, serialization
 from anp_vs.data import Split
-from anp_vs.errors import InputError, RunError
+from anp_vs.errors import DataError, InputError, RunError
+from anp_vs.training import run
 from anp_vs.training.batches import Batches
 from anp_vs.training.loop import Trainer
-from training.tiny import digits, recipe, trainer
+from training.tiny import digits, patched, recipe, trainer
 
 
 def numbered(count: int, first: int = 0) -> Split:
@@ -53,15 +55,62 @@ def test_a_trainer_sees_them_and_knows_them_again(file: Path) -> None:
     asked: dict[str, Any] = {"generated": str(file), "generated_share": 0.5}
     first = trainer("at", **asked)
     images, _ = first.batch()
-    stored = torch.from_numpy(np.load(file)["image"]).permute(0, 3, 1, 2).float() / 255
+    held = dict(np.load(file))
+    stored = torch.from_numpy(held["image"]).permute(0, 3, 1, 2).float() / 255
     found = [(image == stored).flatten(1).all(1).any() for image in images]
     assert found == [False] * 8 + [True] * 8
     first.advance()
     state = first.state()
-    Trainer(first.recipe, digits(), Fabric(accelerator="cpu", devices=1)).load_state(state)
-    np.savez(file, image=np.load(file)["image"], label=(np.arange(50) + 1) % 10)
-    with pytest.raises(RunError, match="does not hold the generated images that this run began with"):
-        Trainer(first.recipe, digits(), Fabric(accelerator="cpu", devices=1)).load_state(state)
+    trainer("at", **asked).load_state(state)
+    for other in ({"label": (held["label"] + 1) % 10}, {"image": 255 - held["image"]}):
+        np.savez(file, **held | other)
+        with pytest.raises(RunError, match="does not hold the generated images that this run began with"):
+            trainer("at", **asked).load_state(state)
+    with pytest.raises(InputError, match=r"asks for the images of .*g\.npz; hand them over"):
+        Trainer(first.recipe, digits(), Fabric(accelerator="cpu", devices=1))
+
+
+def test_a_run_goes_on_when_the_file_has_moved_and_is_named_after_it_whoever_starts_or_learns_from_it(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"generated": str(file), "generated_share": 0.25, "average": 0.0}
+    with patched():
+        with monkeypatch.context() as patch:
+            patch.setattr("anp_vs.training.run._signals", Stopping)
+            with pytest.raises(run.Stopped):
+                run.train(recipe("at", **asked), out=tmp_path / "run", quiet=True)
+        moved = file.rename(tmp_path / "moved.npz")
+        run.train(recipe("at", **asked | {"generated": str(moved)}), out=tmp_path / "run", quiet=True)
+        marks = [serialization.read_card(tmp_path / "run/network.safetensors")["extra_data"]]
+        for name, behind in (
+            ("start", {"start": str(tmp_path / "run")}),
+            ("teacher", {"teacher": str(tmp_path / "run")}),
+        ):
+            run.train(recipe("trades", name=f"t/{name}", **behind), out=tmp_path / name, quiet=True)
+            marks.append(serialization.read_card(tmp_path / name / "network.safetensors")["extra_data"])
+    assert marks == [", 25 % generated images"] * 3
+
+
+def test_a_file_that_is_not_there_is_said_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(recipes.RECIPES, "t/first", recipe("standard", name="t/first"))
+    with patched(), pytest.raises(DataError, match=r"gone\.npz cannot be read"):
+        run.train(recipe("at", start="t/first", generated="gone.npz"), out=tmp_path / "t/second/seed0", quiet=True)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+class Stopping:
+    """In the place of the handlers of signals: asked to stop at once."""
+
+    def __enter__(self) -> "Stopping":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def is_set(self) -> bool:
+        return True
 
 
 def test_shares_and_files_that_cannot_be(file: Path) -> None:

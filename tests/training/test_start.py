@@ -96,7 +96,7 @@ def test_gates_are_not_put_into_what_was_pruned_nor_lost_from_what_has_them(tmp_
             recipe("bp", network="lenet5-caffe", start=str(tmp_path / "pruned")), out=tmp_path / "run", quiet=True
         )
     gated = str(tmp_path / "pruned/network.safetensors")
-    for method in ("bp", "trades"):
-        with pytest.raises(InputError, match="has gates; start from the compact one"):
+    for method, message in (("bp", "has gates, which bp does not take over"), ("trades", "start from the compact one")):
+        with pytest.raises(InputError, match=message):
             run.train(recipe(method, network="lenet5-caffe", start=gated), out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from anp_vs.data import Dataset
 from anp_vs.data import load as load_data
+from anp_vs.data.generated import load_generated
 from anp_vs.errors import RunError
 from anp_vs.methods import METHODS
 from anp_vs.networks import NETWORKS
@@ -60,7 +61,9 @@ def recipe(name: str = "standard", /, **changes: Any) -> Recipe:
 
 
 def trainer(name: str = "standard", /, **changes: Any) -> Trainer:
-    return Trainer(recipe(name, **changes), digits(), Fabric(accelerator="cpu", devices=1))
+    asked = recipe(name, **changes)
+    more = load_generated(asked.generated, (1, 28, 28), 10) if asked.generated else None
+    return Trainer(asked, digits(), Fabric(accelerator="cpu", devices=1), generated=more)
 
 
 def prune_some(training: Trainer) -> None:

@@ -4,9 +4,12 @@ Source of the layout: Rebuffi et al. 2021 (arXiv 2103.01946) and Wang et al. 202
 million and more images of generative models for CIFAR-10 and CIFAR-100. Nothing in the file is ever unpickled.
 """
 
+import io
+import lzma
 import math
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +23,7 @@ from anp_vs.errors import DataError
 
 _MOST_INFLATED = 4 << 30  # bytes of a compressed array
 _LONGEST_HEADER = 10_000
+_CHUNK = 1 << 20
 _LOCAL_HEADER = 30
 _REMEDY = "give a file written by numpy.savez(FILE, image=..., label=...)"
 
@@ -28,34 +32,38 @@ def load_generated(path: str | Path, shape: tuple[int, int, int], classes: int) 
     """Read generated images.
 
     Arrays that are not compressed stay on disk and are mapped into memory, so that a file larger than memory can
-    be trained on.
+    be trained on; it must not be changed meanwhile. Compressed ones are read, up to 4 GiB.
 
     Args:
-        path: an .npz file with `image`, uint8 N x H x W x C, and `label`, whole numbers, N.
+        path: an .npz file with `image`, uint8 N x H x W x C, and `label`, whole numbers, N >= 1.
         shape: (C, H, W) that the images must have.
         classes: labels must lie in 0..classes - 1.
 
     Raises:
         DataError: the file is missing, damaged, holds Python objects, or does not hold such arrays.
     """
-    path = Path(path)
+    path, (channels, height, width) = Path(path), shape
+    wanted = f"uint8 of N x {height} x {width} x {channels}, N at least 1"
+
+    def fits(size: tuple[int, ...], kind: np.dtype[Any]) -> bool:
+        return kind == np.uint8 and size[1:] == (height, width, channels) and size[0] > 0
+
     try:
         with zipfile.ZipFile(path) as archive:
-            images, labels = (_array(path, archive, name) for name in ("image", "label"))
+            images = _array(path, archive, "image", fits, wanted)
+            count = len(images)
+            labels = _array(
+                path,
+                archive,
+                "label",
+                lambda size, kind: kind.kind in "iu" and size == (count,),
+                f"{count} whole numbers",
+            )
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}; {_REMEDY}.") from error
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{path} is not a sound .npz file ({error}); {_REMEDY}.") from error
-    channels, height, width = shape
-    if images.dtype != np.uint8 or images.shape[1:] != (height, width, channels) or not len(images):
-        raise DataError(
-            f"image in {path} is {images.dtype} of shape {images.shape}; the data set takes uint8 of N x {height} x "
-            f"{width} x {channels}."
-        )
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-        raise DataError(
-            f"label in {path} is {labels.dtype} of shape {labels.shape}; {len(images)} images take as many whole numbers."
-        )
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, ValueError, EOFError, NotImplementedError, OverflowError,
+            RuntimeError) as error:  # fmt: skip
+        raise DataError(f"{path} is not a sound .npz file ({type(error).__name__} {error}); {_REMEDY}.") from error
     if labels.min() < 0 or labels.max() >= classes:
         raise DataError(
             f"label in {path} goes from {labels.min()} to {labels.max()}; the data set has the classes 0 to {classes - 1}."
@@ -63,8 +71,10 @@ def load_generated(path: str | Path, shape: tuple[int, int, int], classes: int) 
     return Split(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels.astype(np.int64)))
 
 
-def _array(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """One array of the file: mapped where it lies as it is, else read."""
+def _array(
+    path: Path, archive: zipfile.ZipFile, name: str, fits: Callable[[tuple[int, ...], np.dtype[Any]], bool], wanted: str
+) -> NDArray[Any]:
+    """One array of the file, once its header says what is wanted: mapped where it lies as it is, else read."""
     try:
         entry = archive.getinfo(f"{name}.npy")
     except KeyError:
@@ -75,25 +85,41 @@ def _array(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
         start, size = file.tell(), math.prod(shape) * dtype.itemsize
         if dtype.hasobject:
             raise DataError(f"{name} in {path} holds Python objects, which would have to be unpickled; {_REMEDY}.")
+        if not shape or not fits(shape, dtype):
+            raise DataError(f"{name} in {path} is {dtype} of shape {shape}; the data set takes {wanted}.")
         if fortran or start + size != entry.file_size:
             raise DataError(
                 f"{name} in {path} says {dtype} of shape {shape} and holds {entry.file_size - start} bytes"
                 f"{', column by column' if fortran else ''}; {_REMEDY}."
             )
-        if entry.compress_type == zipfile.ZIP_STORED and size:
-            offset = _begin(path, entry) + start
-            return np.memmap(path, dtype, "c", offset, shape)
+        if entry.compress_type == zipfile.ZIP_STORED:
+            return np.memmap(path, dtype, "c", _begin(path, entry) + start, shape)
         if size > _MOST_INFLATED:
             raise DataError(f"{name} in {path} is {size / 2**30:.1f} GiB and compressed; {_REMEDY}, which is mapped.")
-        return np.frombuffer(bytearray(file.read(size)), dtype).reshape(shape)
+        array = np.empty(shape, dtype)
+        rest = array.reshape(-1).view(np.uint8).data
+        while rest:
+            read = file.read(min(_CHUNK, len(rest)))
+            if not read:
+                raise EOFError(f"{name} ends {len(rest)} bytes too early")
+            rest[: len(read)] = read
+            rest = rest[len(read) :]
+        file.read(1)  # to the end, where the checksum is compared
+        return array
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = npy.read_magic(file)
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read(file, max_header_size=_LONGEST_HEADER)
+    """Shape, order and type of an array, from no more than `_LONGEST_HEADER` bytes whatever the file says."""
+    start = file.read(_LONGEST_HEADER)
+    stream = io.BytesIO(start)
+    try:
+        read = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(stream, max_header_size=_LONGEST_HEADER)
+    except Exception as error:  # of the tokenizer, the parser and NumPy's types: whatever a made-up header provokes
+        raise ValueError(f"a header cannot be read: {type(error).__name__} {error}") from error
     if any(size < 0 for size in shape):
         raise ValueError(f"a shape of {shape}")
+    file.seek(stream.tell())
     return shape, fortran and len(shape) > 1, dtype
 
 

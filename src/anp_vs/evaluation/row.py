@@ -129,10 +129,11 @@ def evaluate_run(path: Path, **options: Any) -> dict[str, Any]:
     own = black_box_source(run, recipe)
     sources = chosen.sources or ([own] if own else [])
     table, _, row = recipe.name.rpartition("/")
-    values = recipes.to_dict(recipe)
+    extra = serialization.card_of(full).get("extra_data", "")
     facts = {
         "dataset": recipe.data, "network": recipe.network, "method": recipe.method.name, "recipe": recipe.name,
-        "row": row + recipes.extra_data(values), "table": table, "run_seed": recipe.seed, "recipe_values": values,
+        "row": row + extra, "extra_data": extra, "table": table, "run_seed": recipe.seed,
+        "recipe_values": recipes.to_dict(recipe),
         "black_box_source": _names(sources),
         "train_seconds": serialization.card_of(full).get("train_seconds"),
         "network_sha256": serialization.card_of(full)["sha256"],
@@ -177,8 +178,9 @@ def evaluate_model(name: str, conditions: Conditions, *, out: Path, **options: A
         draws=EOT_DRAWS if conditions.draws is None else conditions.draws,
         state=out.with_name(f"{out.stem}-autoattack.state"),
     )  # fmt: skip
+    extra = serialization.card_of(model.network).get("extra_data", "")
     facts = {
-        "dataset": data, "network": model.architecture, "method": name, "row": name, "recipe": known.name if known else None,
+        "dataset": data, "network": model.architecture, "method": name, "row": name + extra, "extra_data": extra, "recipe": known.name if known else None,
         "black_box_source": _names(chosen.sources),
     }  # fmt: skip
     return _keep(facts, result, out)

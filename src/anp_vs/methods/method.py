@@ -89,6 +89,9 @@ class Method:
     weight_decay: ClassVar[bool] = True
     """Whether the loop's L2 penalty applies; False where the loss holds a prior of its own."""
 
+    transfers: ClassVar[bool] = False
+    """Whether the network to start from was trained for another task, of which it keeps what fits."""
+
     @property
     def hard_labels(self) -> bool:
         """Whether the loss can only be computed from labels, not from class probabilities in their place."""
@@ -110,15 +113,17 @@ class Method:
                 were pruned while the method prunes itself.
         """
         if any(name.endswith("a_uc") for name in start):
-            raise InputError("The network to start from has gates; start from the compact one that is saved beside it.")
+            small = "" if self.gated else "; start from the compact one that is saved beside it"
+            raise InputError(f"The network to start from has gates, which {self.name} does not take over{small}.")
         classes, whole = _logits(network), _shapes(network)
         try:
             resize(network, start)
             network.load_state_dict(dict(start))
             if (logits := _logits(network)) != classes:
                 raise InputError(f"they are for {logits} classes, and the data have {classes}.")
-        except (InputError, RuntimeError) as error:
-            raise InputError(f"The weights to start from do not fit {type(network).__name__}: {error}") from None
+        except (InputError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:500]
+            raise InputError(f"The weights to start from do not fit {type(network).__name__}: {reason}") from None
         if self.gated and whole != _shapes(network):
             raise InputError(
                 f"The network to start from has been pruned, and {self.name} puts its gates into a whole one. Train the "

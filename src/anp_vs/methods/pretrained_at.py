@@ -34,6 +34,8 @@ class PretrainedAT(AT):
     name: ClassVar[str] = "pretrained-at"
     source: ClassVar[str] = "Hendrycks et al. 2019, arXiv 1901.09960; objective as in the AT rows"
 
+    transfers: ClassVar[bool] = True
+
     def begin(self, network: nn.Module, start: Mapping[str, Tensor]) -> list[str]:
         """The transferred weights, with a fresh last layer."""
         return transfer_weights(network, start)

@@ -228,6 +228,11 @@ class Recipe:
         """Whether there are gates and they stop learning before the end."""
         return self.method.gated and (self.decide_at < 1 or self.target_sparsity is not None)
 
+    @property
+    def extra_data(self) -> str:
+        """What a row adds to its name when this trains on more than its data set; else nothing."""
+        return f", {100 * self.generated_share:.3g} % generated images" if self.generated else ""
+
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 
@@ -266,13 +271,6 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     values["method"] = {"name": recipe.method.name, **values["method"]}
     values["milestones"] = list(recipe.milestones)
     return values
-
-
-def extra_data(values: Mapping[str, Any]) -> str:
-    """What a row adds to its name when the recipe of these values trained on more than its data set; else nothing."""
-    if not values.get("generated"):
-        return ""
-    return f", {100 * values['generated_share']:.0f} % generated images"
 
 
 def from_dict(values: Mapping[str, Any], where: str = "The recipe") -> Recipe:

@@ -46,8 +46,8 @@ class RunRecord:
 
     @property
     def row(self) -> str:
-        """The recipe's row: its name without the table's."""
-        return self.recipe.name.rpartition("/")[2]
+        """The recipe's row: its name without the table's, with what it saw beside its data set."""
+        return self.recipe.name.rpartition("/")[2] + str(self.card.get("extra_data", ""))
 
 
 def find_runs(places: Sequence[Path]) -> list[Path]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.table import Table
 
-from anp_vs.recipes import extra_data
 from anp_vs.terminal import OutputConsole
 
 COLUMNS = {
@@ -45,11 +44,11 @@ def beside_published(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table("row", *columns.values(), box=None, pad_edge=False)
     known = {(row["dataset"], row["method"]): row for row in published()}
     for row in rows:
-        label = row["method"] + extra_data(row.get("recipe_values") or {})
+        label = row["method"] + row.get("extra_data", "")
         label += f" ({row['images']} images)" if row.get("images") not in (None, 10_000) else ""
         table.add_row(label, *(cell(row, column) for column in columns))
         comparable = row["dataset"] == "mnist" or row.get("protocol") == "released-code"
-        if comparable and (paper := known.get((row["dataset"], row["method"]))):
+        if comparable and not row.get("extra_data") and (paper := known.get((row["dataset"], row["method"]))):
             table.add_row("  published", *(cell(paper, column) for column in columns), style="dim")
     return table
 

@@ -13,8 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from anp_vs.data import Dataset
-from anp_vs.data.generated import load_generated
+from anp_vs.data import Dataset, Split
 from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.cost import unit_macs
 from anp_vs.methods.awp import perturbed_objective
@@ -66,9 +65,10 @@ class Trainer:
         fabric: device and processes.
         start: trained weights to begin with, names as in the plain network's `state_dict`; None starts afresh.
         teacher: a trained network that the recipe's `teacher_weight` mixes into the labels; None for none.
+        generated: images that the recipe's `generated_share` of every batch is drawn from; None for none.
 
     Raises:
-        InputError: the recipe asks for a teacher and none was given, or it does not fit the data.
+        InputError: the recipe asks for a teacher or generated images and none were given, or they do not fit.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Trainer:
         fabric: Fabric,
         start: dict[str, Tensor] | None = None,
         teacher: nn.Module | None = None,
+        generated: Split | None = None,
     ) -> None:
         self.recipe, self.fabric, self.method = recipe, fabric, recipe.method
         # What is not chosen yet (`auto`) is the plain way on a CPU, see `anp_vs.training.tuning`.
@@ -90,9 +91,8 @@ class Trainer:
             raise RunError(
                 f"The training set has {len(self.train)} images, fewer than one batch of {recipe.batch_size}; lower batch_size."
             )
-        generated = None
-        if recipe.generated is not None:
-            generated = load_generated(recipe.generated, dataset.train.shape, len(dataset.classes))
+        if recipe.generated is not None and generated is None:
+            raise InputError(f"The recipe {recipe.name} asks for the images of {recipe.generated}; hand them over.")
         self.batches = Batches(recipe, self.train, generated)
         self.steps_per_epoch = len(self.train) // recipe.batch_size
         self.total_steps = recipe.epochs * self.steps_per_epoch

@@ -23,7 +23,7 @@ class Optimisers:
 
     Args:
         recipe: optimiser, learning rates and their schedules.
-        network: in training; handed over again after its parameters have changed (`renew`, `load_state`).
+        network: in training; handed over again after its parameters have changed (`renew`, `load_state_dict`).
         average: of several processes, the mean of their gradients.
 
     Attributes:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from anp_vs import recipes, serialization
 from anp_vs.data import Dataset
 from anp_vs.data import load as load_data
+from anp_vs.data.generated import load_generated
 from anp_vs.device import choose
 from anp_vs.errors import InputError, RunError, Stopped
 from anp_vs.pruning.compact import compact
@@ -93,7 +95,7 @@ def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str =
     whole: dict[str, Any] = {
         name: str(Path(place).resolve())
         for name, place in given.items()
-        if place not in (None, *recipes.RECIPES) and Path(place).exists()
+        if place not in (None, *recipes.RECIPES) and os.path.exists(place)  # noqa: PTH110  # False for a name too long
     }
     chosen = dataclasses.replace(chosen, **whole)
     return _trained(chosen, out or RunDirectory.default(chosen), _fabric(device, devices, nodes), quiet)
@@ -134,10 +136,11 @@ def _fabric(device: str, devices: int, nodes: int) -> Fabric:
     return fabric
 
 
-def _start(recipe: Recipe, root: Path, fabric: Fabric, quiet: bool) -> dict[str, Tensor] | None:
-    """The weights a recipe begins with; trains them first when they are another recipe's."""
+def _start(recipe: Recipe, root: Path, fabric: Fabric, quiet: bool) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+    """The weights a recipe begins with, and their card; trains them first when they are another recipe's."""
     network = _needed(recipe, "start", root, fabric, quiet)
-    return serialization.read_tensors(network, serialization.read_card(network)) if network else None
+    card = serialization.read_card(network) if network else {}
+    return serialization.read_tensors(network, card) if network else None, card
 
 
 def _needed(recipe: Recipe, field: Literal["start", "teacher"], root: Path, fabric: Fabric, quiet: bool) -> Path | None:
@@ -148,6 +151,10 @@ def _needed(recipe: Recipe, field: Literal["start", "teacher"], root: Path, fabr
     if before := recipes.prerequisite(recipe, field):
         place = RunDirectory.default(before, root)
         _trained(before, place, fabric, quiet)
+    whole = place / "network.safetensors"
+    # A teacher was always the whole network; what moves to another task moves whole. Else what was pruned stays small.
+    if whole.exists() and (field == "teacher" or recipe.method.transfers):
+        return whole
     return serialization.locate(place)
 
 
@@ -194,6 +201,9 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
     first = fabric.is_global_zero
     with fabric.rank_zero_first():  # a data set that has to be downloaded is downloaded once
         dataset = load_data(recipe.data, recipe.data_root, validation=recipe.validation, pictures=recipe.pictures)
+    generated = None  # looked at before anything else is trained
+    if recipe.generated is not None:
+        generated = load_generated(recipe.generated, dataset.train.shape, len(dataset.classes))
     root = root_of(run.path, recipe)
     taught = _needed(recipe, "teacher", root, fabric, quiet)
     teacher = serialization.load(taught) if taught else None
@@ -203,7 +213,13 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
             f"The teacher {taught} is not the network that {run.path} began to learn from. Put that one back, or train "
             f"into another directory with --out."
         )
-    start = _start(recipe, root, fabric, quiet) if state is None else None
+    start, before = _start(recipe, root, fabric, quiet) if state is None else (None, {})
+    # What the network it starts from, or its teacher, has seen of other data is behind this one too.
+    seen = [
+        recipe.extra_data,
+        *(str(card.get("extra_data", "")) for card in (before, serialization.card_of(teacher) if teacher else {})),
+    ]
+    extra_data = str(state.get("extra_data", "")) if state else next(filter(None, seen), "")
     told = None
     if run.recipe_file.exists():  # how to compute was settled when the run began
         held = run.read_recipe()
@@ -211,7 +227,7 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
         recipe = dataclasses.replace(recipe, **kept)
     else:
         recipe, told = settle(recipe, dataset, fabric, start)
-    trainer, watch = Trainer(recipe, dataset, fabric, start, teacher), Watch()
+    trainer, watch = Trainer(recipe, dataset, fabric, start, teacher, generated), Watch()
     position, owed, said = 0, False, None
     if state is not None:
         try:
@@ -237,6 +253,7 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
             own = {
                 "watch": watch.state_dict(),
                 "teacher": lesson,
+                "extra_data": extra_data,
                 "owed": owed,
                 "metrics_position": metrics.position(),
                 "said": None,
@@ -295,7 +312,7 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
                 )
         keep()
     if first:
-        _finish(recipe, run, dataset, trainer)
+        _finish(recipe, run, dataset, trainer, {"extra_data": extra_data} if extra_data else {})
     fabric.barrier()
 
 
@@ -317,7 +334,7 @@ def _board(path: Path, step: int) -> Iterator[Any]:
         ) from error
 
 
-def _finish(recipe: Recipe, run: RunDirectory, dataset: Dataset, trainer: Trainer) -> None:
+def _finish(recipe: Recipe, run: RunDirectory, dataset: Dataset, trainer: Trainer, more: Mapping[str, Any]) -> None:
     """Save the trained network, and the compact one beside it."""
     network = trainer.evaluation_network().cpu()
     facts: dict[str, Any] = {
@@ -327,6 +344,7 @@ def _finish(recipe: Recipe, run: RunDirectory, dataset: Dataset, trainer: Traine
         "recipe": recipes.to_dict(recipe),
         "seed": recipe.seed,
         "train_seconds": round(trainer.seconds, 1),
+        **more,
     }
     if gates(network):
         facts["sparsity_percent"] = sparsity_percent(network)

@@ -145,6 +145,8 @@ class RunDirectory:
         changed = ("data_root", "on_trouble", "compilation")
         free: dict[str, Any] = {name: getattr(held, name) for name in changed}
         free |= {name: getattr(held, name) for name in recipes.MEASURED if getattr(recipe, name) == "auto"}
+        if held.generated and recipe.generated:
+            free["generated"] = held.generated  # their content is checked too
         recipe = dataclasses.replace(recipe, **free)
         if held == recipe:
             return

@@ -76,6 +76,8 @@ def settle(
         return recipe, None
     network = build(recipe.network, len(dataset.classes))
     take_images(network, dataset.train.shape)
+    if start is not None:
+        recipe.method.begin(network, start)  # which may have been pruned
     if macs(network, example_for(network)[:1]) < SMALL_MACS:
         plain: dict[str, Any] = {"precision": PLAIN[0], "layout": PLAIN[1], "compilation": "off"}
         return replace(recipe, **{name: plain[name] for name in MEASURED if getattr(recipe, name) == "auto"}), None
@@ -98,7 +100,8 @@ def _way(
     ways: list[Way] = fabric.broadcast(list(product(precisions, layouts)))
     if len(ways) == 1:
         return _set(recipe, ways[0]), None
-    kept = _cache_file(recipe, fabric)
+    size = str(sum(value.numel() for value in start.values())) if start else ""
+    kept = _cache_file(recipe, fabric, size)
     seconds: dict[Way, float] | None = fabric.broadcast(_read(kept, ways))
     if seconds is None:
         seconds = _measure(recipe, dataset, fabric, start, ways)
@@ -122,7 +125,7 @@ def _compilation(recipe: Recipe, network: nn.Module, images: int, fabric: Fabric
     told, seconds = None, None
     if fabric.is_global_zero and steps and method.adversarial and not method.random:
         stays = 1 - (recipe.target_sparsity or USUAL_SPARSITY) / 100 if method.gated else 1.0
-        shape = str(getattr(network, "input_shape", None))
+        shape = f"{getattr(network, 'input_shape', None)} {sum(p.numel() for p in network.parameters())}"
         kept = _cache_file(recipe, fabric, recipe.precision, recipe.layout, shape, f"{stays}")
         seconds = _read(kept, [TWIN, COMPILED])
         if seconds is None:
@@ -191,7 +194,7 @@ def _measure(
     """Median seconds of a training step each way, taken in turns."""
     short = replace(
         recipe, attack=replace(recipe.attack, steps=min(recipe.attack.steps, 2)), eps_warmup=0.0, compilation="off",
-        teacher=None,
+        teacher=None, generated=None,
     )  # fmt: skip
     trainers = {way: Trainer(_set(short, way), dataset, fabric, dict(start) if start else None) for way in ways}
     return _in_turns({way: trainer.advance for way, trainer in trainers.items()}, fabric.device)

@@ -41,11 +41,13 @@ def validate(network: nn.Module, split: Split, recipe: Recipe, stop: Callable[[]
         noise = torch.empty_like(images).uniform_(-eps, eps, generator=draws)
         right = network(images).argmax(1) == labels
         clean += int(right.sum())
-        if not right.any():
+        # What is wrong already is not robust and needs no attack; but a random network may be right the next time.
+        tried = right | recipe.method.random
+        if not tried.any():
             continue
-        images, labels = images[right], labels[right]  # what is wrong already is not robust and needs no attack
+        images, labels = images[tried], labels[tried]
         lower, upper = geometry.box(images, eps)
-        start = torch.clamp(images + noise[right], lower, upper)
+        start = torch.clamp(images + noise[tried], lower, upper)
         attacked = ascend(network, start, lower, upper, labels, 2.5 * eps / STEPS, STEPS, ce)
         robust += int((network(attacked).argmax(1) == labels).sum())
     total = max(len(split), 1)
