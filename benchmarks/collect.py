@@ -1,7 +1,7 @@
 """Collect evaluated runs into results/tables.json, and print the table that README and docs quote.
 
     python benchmarks/collect.py RUN...        # run directories that hold an evaluation.json
-    python benchmarks/collect.py --markdown    # the table of what results/tables.json holds
+    python benchmarks/collect.py --markdown mnist    # the table of what results/tables.json holds of a data set
     python benchmarks/collect.py RUN... --results results/autoattack.json    # into another file
 
 A run replaces the entry of the same dataset, recipe, seed and protocol. In the table a row of several seeds is their mean
@@ -72,16 +72,16 @@ def over_seeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def markdown(results: Path) -> str:
-    """Measured rows beside the published ones."""
-    rows = json.loads(results.read_text())
+def markdown(results: Path, dataset: str) -> str:
+    """Measured rows of a data set beside the published ones."""
+    rows = [row for row in json.loads(results.read_text()) if row["dataset"] == dataset]
     groups = [list(g) for _, g in groupby(rows, lambda row: (row["dataset"], row["table"], row["row"]))]
     merged = [over_seeds(seeds) for seeds in groups]
     columns = {**COLUMNS, **{c: name for c, name in MEASURED_ONLY.items() if any(row[c] is not None for row in merged)}}
     lines = ["| row | " + " | ".join(columns.values()) + " |", "|---" * (1 + len(columns)) + "|"]
     known = {(row["dataset"], row["method"]): row for row in published()}
     for seeds, row in zip(groups, merged, strict=True):
-        dataset, method = row["dataset"], row["method"]
+        method = row["method"]
         label = method + (", best" if _beyond(row) else "") + row.get("extra_data", "")
         label += f", {len(seeds)} seeds" if len(seeds) > 1 else ""
         label += f", {row['images']:,} images" if row["images"] != 10_000 else ""
@@ -97,13 +97,13 @@ def main() -> None:
     """Parse and do."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--markdown", metavar="DATASET")
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
     if asked.runs:
         collect(asked.runs, asked.results)
     if asked.markdown:
-        print(markdown(asked.results))
+        print(markdown(asked.results, asked.markdown))
 
 
 if __name__ == "__main__":
