@@ -17,6 +17,10 @@ def dead_patterns(draw: st.DrawFn) -> tuple[int, dict[int, float]]:
     return draw(st.integers(0, 2**31)), {i: draw(shares) for i in range(4)}
 
 
+MOST_DEAD = (11, {0: 0.7, 1: 0.8, 2: 0.6, 3: 0.9})
+HALF_DEAD = (5, {0: 0.5, 1: 0.4, 2: 0.6, 3: 0.5})
+
+
 def perturb(network: nn.Module, seed: int = 0) -> nn.Module:
     """Weights, biases and running statistics away from their initial zeros and ones, in place."""
     generator = torch.Generator().manual_seed(seed)

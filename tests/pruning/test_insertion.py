@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
 from anp_vs.errors import InputError
 from anp_vs.pruning.compact import compact
@@ -15,32 +14,14 @@ from anp_vs.pruning.insertion import explain, insert_gates
 from anp_vs.pruning.reader import GatedLayer, GateReader
 from pruning import zoo
 from pruning.patterns import (
+    MOST_DEAD,
     assert_same_function,
     images_for,
     kill,
     parameters,
     perturb,
 )
-
-MOST_DEAD = (11, {0: 0.7, 1: 0.8, 2: 0.6, 3: 0.9})
-HALF_DEAD = (5, {0: 0.5, 1: 0.4, 2: 0.6, 3: 0.5})
-RESIDUALS = ("keep", "share")
-NAMES = tuple(zoo.ZOO)
-
-
-def gated(name: str, residual: str = "share") -> nn.Module:
-    return insert_gates(perturb(zoo.build(name)), residual=residual)  # type: ignore[arg-type]
-
-
-def macs(network: nn.Module, images: Tensor) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(images)
-    return counter.get_total_flops() // 2
-
-
-def dead(network: nn.Module) -> dict[str, Tensor]:
-    return {name: ~gate.alive() for name, gate in gates(network).items()}
-
+from pruning.zoo import NAMES, gated
 
 # -- where gates are ------------------------------------------------------------------------------------------
 

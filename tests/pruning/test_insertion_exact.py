@@ -19,6 +19,8 @@ from anp_vs.pruning.twin import Twin
 from anp_vs.serialization import load, save
 from pruning import zoo
 from pruning.patterns import (
+    HALF_DEAD,
+    MOST_DEAD,
     assert_same_function,
     dead_patterns,
     images_for,
@@ -27,15 +29,9 @@ from pruning.patterns import (
     parameters,
     perturb,
 )
+from pruning.zoo import NAMES, gated
 
-MOST_DEAD = (11, {0: 0.7, 1: 0.8, 2: 0.6, 3: 0.9})
-HALF_DEAD = (5, {0: 0.5, 1: 0.4, 2: 0.6, 3: 0.5})
 RESIDUALS = ("keep", "share")
-NAMES = tuple(zoo.ZOO)
-
-
-def gated(name: str, residual: str = "share") -> nn.Module:
-    return insert_gates(perturb(zoo.build(name)), residual=residual)  # type: ignore[arg-type]
 
 
 def macs(network: nn.Module, images: Tensor) -> int:

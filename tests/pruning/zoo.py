@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from anp_vs.networks.preact import PreActResNet18, WideResNet
 from anp_vs.networks.resnet import ResNet18
+from anp_vs.pruning.insertion import insert_gates
+from pruning.patterns import perturb
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -344,3 +346,11 @@ def build(name: str) -> nn.Module:
         if hasattr(network, slots):
             setattr(network, slots, {} if slots == "gate_sites" else ())
     return network.double()
+
+
+NAMES = tuple(ZOO)
+
+
+def gated(name: str, residual: str = "share") -> nn.Module:
+    """A network of the zoo with weights and statistics of its own, and gates."""
+    return insert_gates(perturb(build(name)), residual=residual)  # type: ignore[arg-type]

@@ -108,8 +108,7 @@ class Recipe:
         generated: .npz file of generated training images (`anp_vs.data.generated`); None for none. A row trained so is
             always named after it.
         generated_share: share of them in each batch, between 0 and 1; an epoch has as many steps as without them.
-        dropout: factor on the probabilities of the network's own dropout layers, 0 to 1: 1 as it was built, 0 for none,
-            which suits a small network and a short training.
+        dropout: factor on the probabilities of the network's own dropout layers, 0 to 1: 1 as it was built, 0 for none.
         awp: length of the adversarial weight perturbation relative to each layer's weights, see
             `anp_vs.methods.awp`; 0 for none.
         start: recipe, run directory or saved network whose trained weights training begins with; None starts
