@@ -75,7 +75,7 @@ def over_seeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def markdown(results: Path, dataset: str) -> str:
     """Measured rows of a data set beside the published ones."""
     rows = [row for row in json.loads(results.read_text()) if row["dataset"] == dataset]
-    groups = [list(g) for _, g in groupby(rows, lambda row: (row["dataset"], row["table"], row["row"]))]
+    groups = [list(g) for _, g in groupby(rows, lambda row: (row["table"], row["row"]))]
     merged = [over_seeds(seeds) for seeds in groups]
     columns = {**COLUMNS, **{c: name for c, name in MEASURED_ONLY.items() if any(row[c] is not None for row in merged)}}
     lines = ["| row | " + " | ".join(columns.values()) + " |", "|---" * (1 + len(columns)) + "|"]

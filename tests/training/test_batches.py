@@ -14,7 +14,7 @@ from anp_vs.errors import DataError, InputError, RunError
 from anp_vs.training import run
 from anp_vs.training.batches import Batches
 from anp_vs.training.loop import Trainer
-from training.tiny import digits, patched, recipe, trainer
+from training.tiny import Asked, digits, patched, recipe, trainer
 
 
 def numbered(count: int, first: int = 0) -> Split:
@@ -76,7 +76,7 @@ def test_a_run_goes_on_when_the_file_has_moved_and_is_named_after_it_whoever_sta
     asked: dict[str, Any] = {"generated": str(file), "generated_share": 0.25, "average": 0.0}
     with patched():
         with monkeypatch.context() as patch:
-            patch.setattr("anp_vs.training.run._signals", Stopping)
+            patch.setattr("anp_vs.training.run._signals", lambda: Asked(lambda: True))
             with pytest.raises(run.Stopped):
                 run.train(recipe("at", **asked), out=tmp_path / "run", quiet=True)
         moved = file.rename(tmp_path / "moved.npz")
@@ -98,19 +98,6 @@ def test_a_file_that_is_not_there_is_said_before_anything_is_trained(
     with patched(), pytest.raises(DataError, match=r"gone\.npz cannot be read"):
         run.train(recipe("at", start="t/first", generated="gone.npz"), out=tmp_path / "t/second/seed0", quiet=True)
     assert not list(tmp_path.rglob("*.safetensors"))
-
-
-class Stopping:
-    """In the place of the handlers of signals: asked to stop at once."""
-
-    def __enter__(self) -> "Stopping":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def is_set(self) -> bool:
-        return True
 
 
 def test_shares_and_files_that_cannot_be(file: Path) -> None:

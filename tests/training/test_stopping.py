@@ -11,7 +11,7 @@ import pytest
 
 from anp_vs.training import checkpoint, run
 from anp_vs.training.loop import Trainer
-from training.tiny import PRUNING, log_of, patched, recipe, same_run, send, start, trainer, waited
+from training.tiny import PRUNING, Asked, log_of, patched, recipe, same_run, send, start, trainer, waited
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def test_a_signal_during_validation_does_not_wait_for_its_end(
     asked = recipe(method, **(PRUNING if method == "anp-vs" else {}))
     run.train(asked, out=tmp_path / "whole", quiet=True)
     monkeypatch.setattr("anp_vs.training.validation.BATCH", 8)  # another, so that there are several
-    real, asks = run._signals, 0
+    asks = 0
 
     def counting(training: Trainer, stop: Any = lambda: False) -> Any:
         nonlocal asks
@@ -60,26 +60,13 @@ def test_a_signal_during_validation_does_not_wait_for_its_end(
 
     validate = Trainer.validate
     monkeypatch.setattr(Trainer, "validate", counting)
-    monkeypatch.setattr(run, "_signals", lambda: Asked(real, lambda: asks in (1, 3)))
+    monkeypatch.setattr(run, "_signals", lambda: Asked(lambda: asks in (1, 3)))
     monkeypatch.setattr("anp_vs.training.validation.BATCH", 125)
     for step in (4, 8):
         with pytest.raises(run.Stopped, match=f"Stopped at step {step} of 12"):
             run.train(asked, out=path, quiet=True)
     run.train(asked, out=path, quiet=True)
     same_run(tmp_path / "whole", path)
-
-
-class Asked:
-    """In the place of the handlers of signals: asked to stop when a condition holds."""
-
-    def __init__(self, _: object, condition: Any) -> None:
-        self.is_set = condition
-
-    def __enter__(self) -> "Asked":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def test_validation_stops_between_batches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing.process import BaseProcess
@@ -226,3 +226,16 @@ def waited(file: Path, process: BaseProcess | None = None, seconds: float = 120)
         assert time.monotonic() < end, f"{file} did not come"
         assert process is None or process.is_alive()
         time.sleep(0.01)
+
+
+class Asked:
+    """In the place of the handlers of signals: asked to stop when a condition holds."""
+
+    def __init__(self, condition: Callable[[], bool]) -> None:
+        self.is_set = condition
+
+    def __enter__(self) -> "Asked":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass

@@ -207,7 +207,8 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
     root = root_of(run.path, recipe)
     taught = _needed(recipe, "teacher", root, fabric, quiet)
     teacher = serialization.load(taught) if taught else None
-    lesson = serialization.card_of(teacher)["sha256"] if teacher is not None else None
+    learned = serialization.card_of(teacher) if teacher is not None else {}
+    lesson = learned.get("sha256")
     if state is not None and state.get("teacher") != lesson:
         raise RunError(
             f"The teacher {taught} is not the network that {run.path} began to learn from. Put that one back, or train "
@@ -215,11 +216,8 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
         )
     start, before = _start(recipe, root, fabric, quiet) if state is None else (None, {})
     # What the network it starts from, or its teacher, has seen of other data is behind this one too.
-    seen = [
-        recipe.extra_data,
-        *(str(card.get("extra_data", "")) for card in (before, serialization.card_of(teacher) if teacher else {})),
-    ]
-    extra_data = str(state.get("extra_data", "")) if state else next(filter(None, seen), "")
+    seen = recipe.extra_data, before.get("extra_data"), learned.get("extra_data")
+    extra_data = str(state.get("extra_data", "") if state else next(filter(None, seen), ""))
     told = None
     if run.recipe_file.exists():  # how to compute was settled when the run began
         held = run.read_recipe()
