@@ -1,7 +1,6 @@
 """A run directory: whatever happens to the process or the disk, training ends where it would have ended anyway."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from training.tiny import (
     digits,
     equal,
     log_of,
-    patched,
     recipe,
     same_run,
     start,
@@ -26,16 +24,7 @@ from training.tiny import (
     waited,
 )
 
-
-@pytest.fixture(autouse=True)
-def tiny() -> Iterator[None]:
-    with patched():
-        yield
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "run"
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 # -- start, stop, resume, finish ------------------------------------------------------------------------------

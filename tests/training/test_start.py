@@ -1,6 +1,5 @@
 """What training begins with: another recipe's weights, a saved network's, or those of one that was pruned."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,9 @@ from anp_vs.pruning.gate import gates
 from anp_vs.pruning.insertion import insert_gates
 from anp_vs.training import checkpoint, run
 from anp_vs.training.loop import Trainer
-from training.tiny import STEPS, digits, equal, patched, recipe
+from training.tiny import STEPS, digits, equal, log_of, recipe
 
-
-@pytest.fixture(autouse=True)
-def tiny() -> Iterator[None]:
-    with patched():
-        yield
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def pruned(path: Path) -> Path:
@@ -100,3 +95,11 @@ def test_gates_are_not_put_into_what_was_pruned_nor_lost_from_what_has_them(tmp_
         with pytest.raises(InputError, match=message):
             run.train(recipe(method, network="lenet5-caffe", start=gated), out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_says_what_keeps_fresh_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run.train(recipe("at", network="lenet5-caffe"), out=tmp_path / "source", quiet=True)
+    asked = recipe("pretrained-at", network="lenet5-caffe", start=str(tmp_path / "source"))
+    run.train(asked, out=tmp_path / "run")
+    assert capsys.readouterr().err.count("fc2.weight, fc2.bias: fresh values") == 1
+    assert sum("fresh values" in line.get("message", "") for line in log_of(tmp_path / "run")) == 1

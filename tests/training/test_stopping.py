@@ -3,7 +3,6 @@
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,9 @@ import pytest
 
 from anp_vs.training import checkpoint, run
 from anp_vs.training.loop import Trainer
-from training.tiny import PRUNING, Asked, log_of, patched, recipe, same_run, send, start, trainer, waited
+from training.tiny import PRUNING, Asked, log_of, recipe, same_run, send, start, trainer, waited
 
-
-@pytest.fixture(autouse=True)
-def tiny() -> Iterator[None]:
-    with patched():
-        yield
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "run"
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)

@@ -275,6 +275,8 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
 
         if told:
             say(told)
+        if trainer.reinitialised:
+            say(f"{', '.join(trainer.reinitialised)}: fresh values; all else is of the network it starts from")
         # `owed`: a signal came during the validation of the step that was saved; it is made up for first.
         while trainer.step < trainer.total_steps or owed:
             report = None if owed else trainer.advance()
