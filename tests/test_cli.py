@@ -304,13 +304,23 @@ def test_an_interrupt_outside_training_is_no_traceback(anp_vs: Any, monkeypatch:
     assert "Traceback" not in ran.err
 
 
-@pytest.mark.parametrize("words", [["recipes"], [], ["reproduce", "mnist", "--dry"]])
-def test_as_a_program_whose_reader_has_gone(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "program",
+    [
+        ["anp_vs", "recipes"],
+        ["anp_vs"],
+        ["anp_vs", "reproduce", "mnist", "--dry"],
+        ["anp_vs", "demo"],
+        ["anp_vs.experiments.run", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_as_a_program_whose_reader_has_gone(program: list[str], tmp_path: Path) -> None:
     """`anp-vs recipes | head` is no error."""
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "anp_vs", *words], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        [sys.executable, "-m", *program], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")

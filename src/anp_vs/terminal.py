@@ -13,10 +13,10 @@ from anp_vs.errors import AnpVsError, Stopped
 
 
 class OutputConsole(Console):
-    """A console for tables on standard output: no colours by guess, no emoji from words between colons."""
+    """A console on standard output: no colours by guess, no emoji from words between colons."""
 
-    def __init__(self, *, width: int | None = None) -> None:
-        super().__init__(highlight=False, emoji=False, width=width)
+    def __init__(self, *, width: int | None = None, soft_wrap: bool = False) -> None:
+        super().__init__(highlight=False, emoji=False, width=width, soft_wrap=soft_wrap)
 
     def on_broken_pipe(self) -> None:
         """Let `exit_status` see that nobody reads on; rich would end the program with status 1."""
@@ -25,7 +25,9 @@ class OutputConsole(Console):
 
 def plain_console(*, stderr: bool = False) -> Console:
     """A console that prints text as it is: no colours by guess, no emoji from words between colons, no wrapping."""
-    return Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=True)
+    if not stderr:
+        return OutputConsole(soft_wrap=True)
+    return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def exit_status(command: Callable[[], int]) -> int:

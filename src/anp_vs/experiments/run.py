@@ -212,16 +212,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Translate, say so, and run; returns the exit status: 0, 2 for a user's mistake, 130 when stopped."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     console = plain_console()
-    if any(word in ("-h", "--help") for word in words):
-        console.print(
-            "python -m anp_vs.experiments.run --flag value ...: the released code's command lines.", markup=False
-        )
-        for name, kind in TYPES.items():
-            meaning = DESCRIPTIONS[name].removesuffix(".")
-            console.print(f"  --{name} {kind}, {getattr(Flags(), name)!r} unless given: {meaning}.", markup=False)
-        console.print("Everything else, such as where the data lie, is an option of anp-vs: see anp-vs --help.")
-        return 0
-    return exit_status(lambda: _run(words, console))
+    asks = any(word in ("-h", "--help") for word in words)
+    return exit_status(lambda: _help(console) if asks else _run(words, console))
+
+
+def _help(console: Console) -> int:
+    console.print("python -m anp_vs.experiments.run --flag value ...: the released code's command lines.", markup=False)
+    for name, kind in TYPES.items():
+        meaning = DESCRIPTIONS[name].removesuffix(".")
+        console.print(f"  --{name} {kind}, {getattr(Flags(), name)!r} unless given: {meaning}.", markup=False)
+    console.print("Everything else, such as where the data lie, is an option of anp-vs: see anp-vs --help.")
+    return 0
 
 
 def _run(words: list[str], console: Console) -> int:
