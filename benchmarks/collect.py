@@ -5,7 +5,7 @@
     python benchmarks/collect.py RUN... --results results/autoattack.json    # into another file
 
 A run replaces the entry of the same dataset, recipe, seed and protocol. In the table a row of several seeds is their mean
-and standard deviation.
+and standard deviation; rows of other conditions (protocol, attack, number of images) stand alone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from anp_vs.report.rows import CONDITIONS
 from anp_vs.report.tables import COLUMNS, MEASURED_ONLY, cell, published
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "tables.json"
@@ -37,10 +38,8 @@ def collect(runs: list[Path], results: Path) -> None:
         for file in sorted(set(run.glob("evaluation*.json")) - set(run.glob("evaluation*-images.json"))):
             new = json.loads(file.read_text())
             # Where the data lay on that machine is nobody's business and changes nothing.
-            new["recipe_values"]["data_root"] = None
             new["command"] = re.sub(r"--data-root \S+", "--data-root DATA", new["command"])
-            if generated := new["recipe_values"].get("generated"):
-                new["recipe_values"]["generated"] = Path(generated).name
+            new["recipe_values"] = without_places(new["recipe_values"])
             rows = [row for row in rows if key(row) != key(new)] + [new]
     rows.sort(
         key=lambda row: (
@@ -49,6 +48,8 @@ def collect(runs: list[Path], results: Path) -> None:
             row["table"],
             ORDER.index(row["method"]),
             row["row"],
+            row["protocol"],
+            row["images"],
             row["seed"],
         )
     )
@@ -58,6 +59,13 @@ def collect(runs: list[Path], results: Path) -> None:
 def _beyond(row: dict[str, Any]) -> bool:
     """Whether the recipe goes beyond the paper's; such rows come last and beside no published one."""
     return str(row["table"]).endswith("-best")
+
+
+def without_places(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's values without the folders of the machine it ran on."""
+    near = {name: Path(recipe[name]).name for name in ("generated",) if recipe.get(name)}
+    runs = {n: "/".join(Path(recipe[n]).parts[-4:]) for n in ("start", "teacher", "black_box") if recipe.get(n)}
+    return recipe | near | runs | {"data_root": None}
 
 
 def over_seeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -75,7 +83,8 @@ def over_seeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def markdown(results: Path, dataset: str) -> str:
     """Measured rows of a data set beside the published ones."""
     rows = [row for row in json.loads(results.read_text()) if row["dataset"] == dataset]
-    groups = [list(g) for _, g in groupby(rows, lambda row: (row["table"], row["row"]))]
+    together = ("table", "row", *CONDITIONS)
+    groups = [list(g) for _, g in groupby(rows, lambda row: tuple(row.get(name) for name in together))]
     merged = [over_seeds(seeds) for seeds in groups]
     columns = {**COLUMNS, **{c: name for c, name in MEASURED_ONLY.items() if any(row[c] is not None for row in merged)}}
     lines = ["| row | " + " | ".join(columns.values()) + " |", "|---" * (1 + len(columns)) + "|"]
@@ -85,9 +94,12 @@ def markdown(results: Path, dataset: str) -> str:
         label = method + (", best" if _beyond(row) else "") + row.get("extra_data", "")
         label += f", {len(seeds)} seeds" if len(seeds) > 1 else ""
         label += f", {row['images']:,} images" if row["images"] != 10_000 else ""
+        label += f", AutoAttack on {row['autoattack_images']:,}" if row.get("autoattack_images") else ""
+        label += f", {row['protocol']}" if row["protocol"] != "pixel-space" else ""
         lines.append(f"| {label} | " + " | ".join(cell(row, column) for column in columns) + " |")
         paper = known.get((dataset, method))
-        if paper is not None and dataset == "mnist" and not _beyond(row) and not row.get("extra_data"):
+        comparable = row["protocol"] == ("pixel-space" if dataset == "mnist" else "released-code")
+        if paper is not None and comparable and not _beyond(row) and not row.get("extra_data"):
             cells = " | ".join(cell(paper, column) for column in columns)
             lines.append(f"| *{method}, published* | {cells} |")
     return "\n".join(lines)

@@ -325,3 +325,21 @@ def test_a_bayesian_network_is_seen_to_be_random_and_priced_as_published() -> No
     # Both passes draw the same weights, so a perturbation of nothing moves nothing.
     assert run(network, pair, draws=2, steps=1, restarts=1, eps=0.0)["white_box_vulnerability"] == 0.0
     assert row["white_box_vulnerability"] > 0
+
+
+def test_float32_is_not_shortened_while_a_network_is_judged(
+    linear: Linear, pair: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a convolution would keep 10 bits of it."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen = set()
+    real = linear.forward
+
+    def forward(images: Tensor) -> Tensor:
+        seen.add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return real(images)
+
+    linear.forward = forward  # type: ignore[method-assign]
+    run(linear, pair, masking=10)
+    assert seen == {(False, False)}
+    assert torch.backends.cudnn.allow_tf32

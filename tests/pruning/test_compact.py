@@ -238,3 +238,14 @@ def test_resizing_refuses_another_architecture() -> None:
     state = {"conv1.weight": torch.zeros(20, 25)}
     with pytest.raises(InputError, match=r"conv1\.weight.*\(20, 25\)"):
         resize(build("lenet5-caffe"), state)
+
+
+@pytest.mark.parametrize("name", ["lenet5-caffe", "resnet18"])
+def test_resizing_stays_on_the_networks_device(name: str) -> None:
+    """A checkpoint is read on the CPU, whatever the network in training lies on."""
+    small = copy.deepcopy(gated(name, torch.float32))
+    kill(small, PATTERN)
+    shrink(small, {path: ~gate.alive() for path, gate in gates(small).items()})
+    for state in (small.state_dict(), compact(small).state_dict()):
+        network = resize((insert_gates(build(name)) if "a_uc" in str(state.keys()) else build(name)).to("meta"), state)
+        assert {value.device.type for value in (*network.parameters(), *network.buffers())} == {"meta"}

@@ -14,6 +14,7 @@ from torch import nn
 
 from anp_vs.attacks import geometry
 from anp_vs.attacks.geometry import Norm
+from anp_vs.device import full_float32
 from anp_vs.errors import InputError
 from anp_vs.evaluation.curves import Point, Sample
 from anp_vs.evaluation.progress import stage
@@ -73,6 +74,7 @@ class Diagnosis:
         return asdict(self) | {"suspicious": self.suspicious, "verdict": self.verdict()}
 
 
+@full_float32()
 def diagnose(
     network: nn.Module,
     split: LabelledImages,

@@ -13,6 +13,7 @@ from anp_vs.attacks import autoattack as run_autoattack
 from anp_vs.attacks import geometry
 from anp_vs.attacks.geometry import Norm
 from anp_vs.attacks.noise import seeded
+from anp_vs.device import full_float32
 from anp_vs.errors import InputError
 from anp_vs.evaluation.cost import macs
 from anp_vs.evaluation.masking import DIAGNOSED, diagnose
@@ -43,6 +44,7 @@ class Evaluation(dict[str, Any]):
     margin: Tensor | None = None
 
 
+@full_float32()
 def evaluate(
     network: nn.Module,
     split: LabelledImages,

@@ -14,7 +14,7 @@ from anp_vs import recipes, serialization
 from anp_vs.attacks.geometry import Norm
 from anp_vs.attacks.transfer import Ensemble
 from anp_vs.data import load as load_data
-from anp_vs.device import choose
+from anp_vs.device import choose, full_float32
 from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.beyond import beyond_attacks
 from anp_vs.evaluation.masking import DIAGNOSED
@@ -201,6 +201,7 @@ def _values(attack: Attack) -> tuple[float, float, int]:
     return attack.eps, attack.step, attack.steps
 
 
+@full_float32()
 def _measured(
     network: nn.Module, data: str, attack: Attack | tuple[float, float, int], norm: Norm, restarts: int, chosen: Options,
     *, data_root: str | None, sources: Sequence[str | Path], gated: nn.Module | None, state: Path,

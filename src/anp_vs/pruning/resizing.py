@@ -23,6 +23,7 @@ def resize(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         InputError: the state has a tensor for which the network has no place of the same rank.
     """
+    device = next((value.device for value in (*network.parameters(), *network.buffers())), None)
     _wrap_layers(network, state)
     for name, tensor in state.items():
         path, _, leaf = name.rpartition(".")
@@ -31,16 +32,16 @@ def resize(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         except AttributeError:
             raise _no_place(network, name) from None
         if leaf == "a_uc" and not isinstance(module, Gate):
-            module = Gate(tensor.numel())
+            module = Gate(tensor.numel()).to(device)
             replace(network, path, module)
         if leaf in ("index", "scale") and not isinstance(module, Gate):
             if not isinstance(module, Select):
                 module = Select(None)
                 replace(network, path, module)
-            module._buffers[leaf] = tensor.clone()
+            module._buffers[leaf] = tensor.to(device, copy=True)
             continue
         if leaf == "index":
-            module._buffers[leaf] = tensor.clone()
+            module._buffers[leaf] = tensor.to(device, copy=True)
             continue
         known = {**module._parameters, **module._buffers}
         old = known.get(leaf)

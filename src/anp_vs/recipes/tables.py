@@ -73,10 +73,18 @@ def _reduced(effort: str, base: Recipe, beta: float, changes: Mapping[str, Mappi
     recipes: dict[str, Recipe] = {}
     for data, other in (("cifar10", "cifar100"), ("cifar100", "cifar10")):
         recipes |= _rows(
-            f"{data}-{effort}", replace(base, data=data), _methods(beta, 1e-4, vgg=True, anp_vs=inside),
+            f"{data}-{effort}", replace(base, data=data), _methods(beta, 1e-4, vgg=True, bp=BP(beta=beta), anp_vs=inside),
             {**changes, "pretraining": {**changes["pretraining"], "data": other}},
         )  # fmt: skip
     return recipes
+
+
+def _started_shortly(table: str, epochs: int, recipes: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """The rows with gates of adversarial training, and the few epochs of standard training that they start from."""
+    name = f"{table}/short-start"
+    start = replace(recipes[f"{table}/standard"], name=name, epochs=epochs, batch_size=64, lr=0.05, dropout=0.0)
+    rows = [replace(recipes[f"{table}/{row}"], start=name) for row in ("anp", "anp-vs")]
+    return {recipe.name: recipe for recipe in (start, *rows)}
 
 
 MNIST = Recipe(
@@ -131,7 +139,7 @@ SHORT: dict[str, Any] = {
 FINE_TUNING = {"epochs": 20, "lr": 1e-4}
 """Of an adversarially pre-trained network: a tenth of the epochs at a tenth of the learning rate."""
 
-RECIPES: dict[str, Recipe] = {
+_TABLES: dict[str, Recipe] = {
     **_rows("mnist", MNIST, _methods(4.0, 1e-3), {"pretraining": {"data": "digits"}, "pretrained-at": FINE_TUNING}),
     **_rows(
         "cifar10", CIFAR10, _methods(2.0, 1e-4, vgg=True),
@@ -167,7 +175,8 @@ RECIPES: dict[str, Recipe] = {
     **_reduced(
         "cpu", CIFAR_CPU, 4.0,
         {
-            "anp": SHORT, "anp-vs": SHORT, "standard": {"epochs": 12}, "bp": {"epochs": 12}, "at": {"epochs": 6}, "black-box-source": {"epochs": 5},
+            "anp": SHORT, "anp-vs": SHORT, "standard": {"epochs": 12}, "at": {"epochs": 6}, "black-box-source": {"epochs": 5},
+            "bp": {"epochs": 12, "gate_lr": 0.1, "decide_at": 0.25, "target_sparsity": 76.0, "cost_exponent": 0.3},
             "trades": {"epochs": 6}, "at-bnn": {"epochs": 6}, "admm": {"epochs": 6}, "at-vs": {"epochs": 6},
             "pretraining": {"epochs": 6}, "pretrained-at": {"epochs": 2, "lr": 1e-2},
         },
@@ -191,6 +200,15 @@ RECIPES: dict[str, Recipe] = {
         ).items()
     },
 }  # fmt: skip
+RECIPES: dict[str, Recipe] = {
+    **_TABLES,
+    **_started_shortly("cifar10-cpu", 1, _TABLES),
+    **_started_shortly("cifar100-cpu", 2, _TABLES),
+    **{
+        f"{table}/anp-vs-small": replace(_TABLES[f"{table}/anp-vs"], name=f"{table}/anp-vs-small", target_sparsity=70.0)
+        for table in ("cifar10-gpu", "cifar100-gpu")
+    },
+}
 """Every recipe by name: TABLE/ROW."""
 
 

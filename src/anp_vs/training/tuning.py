@@ -200,8 +200,9 @@ def _measure(
     return _in_turns({way: trainer.advance for way, trainer in trainers.items()}, fabric.device)
 
 
-def _bfloat16_is_faster(device: torch.device, size: int = 512) -> bool:
+def _bfloat16_is_faster(device: torch.device) -> bool:
     """Whether a matrix product is; where it is not, whole steps need not be tried, which could take minutes."""
+    size = 512 if device.type == "cpu" else 4096  # a GPU would be asked how fast it is given work
     matrices = {precision: torch.ones(size, size, device=device, dtype=dtype) for precision, dtype in TYPES.items()}
     seconds = _in_turns({name: partial(torch.matmul, m, m) for name, m in matrices.items()}, device, 5)
     return seconds["bfloat16"] < seconds["float32"]
