@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,6 +8,8 @@ from torch import nn
 from anp_vs.attacks import pgd
 from anp_vs.methods import ATBNN
 from anp_vs.networks.bayesian import bayesian_layers, weights_kl
+from anp_vs.recipes import RECIPES
+from anp_vs.training.optimisers import Optimisers
 
 
 def small() -> nn.Sequential:
@@ -81,7 +84,13 @@ def test_a_larger_alpha_stays_closer_to_the_prior(digits: tuple, train: Callable
     assert distances[1] < distances[0]
 
 
-@pytest.mark.parametrize("weight_decay", [ATBNN.weight_decay])
-def test_the_prior_stands_in_the_place_of_weight_decay(weight_decay: bool) -> None:
+@pytest.mark.parametrize(("method", "decays"), [("at", True), ("at-bnn", False)])
+def test_the_prior_stands_in_the_place_of_weight_decay(method: str, decays: bool, build: Callable) -> None:
     """An L2 penalty on rho would pull every spread to exp(0) = 1."""
-    assert not weight_decay
+    recipe = replace(RECIPES[f"mnist/{method}"], optimiser="sgd", weight_decay=0.1)
+    network = recipe.method.prepare(build())
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    Optimisers(recipe, network, lambda gradients: gradients).step(gates_learn=False)
+    assert all(map(torch.equal, network.parameters(), before)) != decays
