@@ -1,9 +1,10 @@
 """What each part of ANP-VS contributes, and what robustness costs as beta is swept: trained, measured, drawn.
 
-    python benchmarks/ablation.py --work RUNS [--table digits] [--seeds 3] [--only NAME ...]
+    python benchmarks/ablation.py [--work RUNS] [--table digits] [--seeds 3] [--only NAME ...]
 
-Trains every variant of TABLE/anp-vs with every seed (what is done is not done again), evaluates it on the test set with
-PGD and the strengthened PGD, on request with AutoAttack, and writes results/ablation.json, docs/ablation.svg and docs/pareto.svg.
+Without --work the two pictures are drawn again from results/ablation.json. With it every variant of TABLE/anp-vs is trained
+with every seed (what is done is not done again), evaluated on the test set with PGD and the strengthened PGD, on request with
+AutoAttack, and results/ablation.json, docs/ablation.svg and docs/pareto.svg are written.
 Nothing is chosen by these figures: a recipe is chosen by the validation split, and this shows what its parts do.
 """
 
@@ -13,12 +14,14 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from anp_vs import recipes
 from anp_vs.evaluation.row import evaluate_run
@@ -31,10 +34,13 @@ from anp_vs.training.run_directory import RunDirectory
 
 HOME = Path(__file__).resolve().parent.parent
 BASE = "anp-vs"
-PAPER = ("at", "at-vs", "anp", BASE)
+PLAIN = "plain cross-entropies"
+PAPER = ("at", "at-vs", "anp", PLAIN)
 """The ablation of the paper: with and without gates, with and without suppression."""
+LABELS = {"at": "AT", "at-vs": "AT-VS", "anp": "ANP", PLAIN: "ANP-VS, plain cross-entropies"}
+GREY, BLUE, ORANGE = "#888888", "#3b82c4", "#d9772b"
 VARIANTS: dict[str, dict[str, Any]] = {
-    "plain cross-entropies": {"method": {"adversarial_loss": "ce"}},
+    PLAIN: {"method": {"adversarial_loss": "ce"}},
     "MART inside": {"method": {"adversarial_loss": "mart"}},
     "gates see V": {"method": {"gate_loss": "adversarial+vulnerability"}},
     "no weight average": {"average": 0.0},
@@ -56,7 +62,7 @@ MEASURED = (
 def plan(table: str) -> dict[str, recipes.Recipe]:
     """Every variant by its name in the results."""
     base = recipes.find(f"{table}/{BASE}")
-    chosen = {row: recipes.find(f"{table}/{row}") for row in (*PAPER, "trades")}
+    chosen = {row: recipes.find(f"{table}/{row}") for row in ("at", "at-vs", "anp", BASE, "trades")}
     changes = VARIANTS | {
         f"beta x {factor:g}": {"method": {"beta": factor * base.method.beta}, "target_sparsity": None}  # type: ignore[union-attr]
         for factor in BETAS
@@ -89,69 +95,95 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def draw(found: dict[str, dict[str, Any]], folder: Path) -> None:
+def draw(found: dict[str, dict[str, Any]], table: str, folder: Path) -> None:
     """The two pictures, readable on white and on black."""
-    grey, blue, orange = "#888888", "#3b82c4", "#d9772b"
-    names = [name for name in (*PAPER[:-1], *VARIANTS, BASE) if name in found]
+    loss = recipes.find(f"{table}/{BASE}").method.adversarial_loss.upper()  # type: ignore[union-attr]
     judge, judged = next(
         (column, label)
         for column, label in (("autoattack_accuracy", "AutoAttack"), ("white_box_accuracy_strongest", "strongest PGD"))
         if all(column in figures for figures in found.values())
     )
-    figure = Figure(figsize=(7.5, 0.32 * len(names) + 1), layout="constrained")
+    draw_ablation(found, f"ANP-VS, {loss} inside: the recipe", judge, judged, folder / "ablation.svg")
+    draw_cost(found, judge, judged, folder / "pareto.svg")
+
+
+def draw_ablation(found: dict[str, dict[str, Any]], recipe: str, judge: str, judged: str, path: Path) -> None:
+    """Accuracies of the paper's four, of the recipe, and of what changes it."""
+    changed = {name: f"… {name}" for name in VARIANTS if name != PLAIN}
+    labels = {name: label for name, label in (LABELS | {BASE: recipe} | changed).items() if name in found}
+    figure = Figure(figsize=(7.5, 0.32 * len(labels) + 1), layout="constrained")
     axes = figure.subplots()
     for column, colour, label in (
-        ("clean_accuracy", grey, "clean"),
-        ("white_box_accuracy", blue, "PGD-40"),
-        (judge, orange, judged),
+        ("clean_accuracy", GREY, "clean"),
+        ("white_box_accuracy", BLUE, "PGD-40"),
+        (judge, ORANGE, judged),
     ):
-        means = [found[name][column]["mean"] for name in names]
-        spread = [found[name][column]["sd"] or 0 for name in names]
-        axes.errorbar(means, range(len(names)), xerr=spread, fmt="o", color=colour, capsize=3, label=label)
-    axes.set_yticks(range(len(names)), [f"{name}, as the recipe says" if name == BASE else name for name in names])
+        means = [found[name][column]["mean"] for name in labels]
+        spread = [found[name][column]["sd"] or 0 for name in labels]
+        axes.errorbar(means, range(len(labels)), xerr=spread, fmt="o", color=colour, capsize=3, label=label)
+    axes.set_yticks(range(len(labels)), list(labels.values()))
+    axes.invert_yaxis()
+    axes.axhline(sum(name in found for name in PAPER) - 0.5, color=GREY, linewidth=0.8, linestyle="--")
     axes.set_xlabel("accuracy on the test set, %: mean and standard deviation over seeds")
-    finish(figure, axes, grey, folder / "ablation.svg")
+    finish(figure, [axes], path)
 
+
+def draw_cost(found: dict[str, dict[str, Any]], judge: str, judged: str, path: Path) -> None:
+    """Robust accuracy against multiply-accumulates and against parameters, as beta is swept."""
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
-    axes = figure.subplots()
+    panels = figure.subplots(1, 2, sharey=True)
     swept = sorted((name for name in found if name.startswith("beta x ")), key=lambda name: float(name.split()[-1]))
-    groups = [("ANP-VS, beta swept", swept, "o-", blue), ("AT", ["at"], "s", orange), ("TRADES", ["trades"], "^", grey)]
-    for label, members, style, colour in groups:
-        members = [name for name in members if name in found]
-        x, y, error = (
-            [found[name][column][what] or 0 for name in members]
-            for column, what in (("macs", "mean"), (judge, "mean"), (judge, "sd"))
-        )
-        axes.errorbar(x, y, yerr=error, fmt=style, color=colour, capsize=3, label=label)
-        for name, at_x, at_y in zip(members, x, y, strict=True):
-            if name in swept:
-                axes.annotate(name.replace("beta ", ""), (at_x, at_y), (4, 5), textcoords="offset points", color=grey, fontsize=8)  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_xlabel("multiply-accumulates of one image")
-    axes.set_ylabel(f"accuracy under {judged}, %")
-    finish(figure, axes, grey, folder / "pareto.svg")
+    groups = [
+        ("ANP-VS, beta times the number beside the mark", swept, "o-", BLUE),
+        ("AT", ["at"], "s", ORANGE),
+        ("TRADES", ["trades"], "^", GREY),
+    ]
+    for axes, cost, title in zip(
+        panels, ("macs", "parameters"), ("multiply-accumulates of one image", "parameters"), strict=True
+    ):
+        for label, members, style, colour in groups:
+            members = [name for name in members if name in found]
+            x, y, error = (
+                [found[name][column][what] or 0 for name in members]
+                for column, what in ((cost, "mean"), (judge, "mean"), (judge, "sd"))
+            )
+            axes.errorbar(x, y, yerr=error, fmt=style, color=colour, capsize=3, label=label)
+            for name, at_x, at_y in zip(members, x, y, strict=True):
+                if name in swept:
+                    axes.annotate(
+                        name.removeprefix("beta x "), (at_x, at_y), (-5, 4), textcoords="offset points", ha="right",
+                        color=GREY, fontsize=8,
+                    )  # fmt: skip
+        axes.set_xscale("log")
+        axes.margins(x=0.1)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(title)
+    panels[0].set_ylabel(f"accuracy under {judged}, %")
+    finish(figure, panels, path)
 
 
-def finish(figure: Figure, axes: Any, grey: str, path: Path) -> None:
-    """Colours that do for a light and a dark page, and the file."""
-    axes.grid(visible=True, color=grey, alpha=0.25)
-    axes.tick_params(which="both", colors=grey)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(grey)
-    for side in ("right", "top"):
-        axes.spines[side].set_visible(False)
-    axes.xaxis.label.set_color(grey)
-    axes.yaxis.label.set_color(grey)
-    legend = axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-    for text in legend.get_texts():
-        text.set_color(grey)
+def finish(figure: Figure, panels: Iterable[Axes], path: Path) -> None:
+    """Colours that do for a light and a dark page, one legend above all panels, and the file."""
+    panels = list(panels)
+    for axes in panels:
+        axes.grid(visible=True, color=GREY, alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.tick_params(which="both", colors=GREY)
+        axes.spines[["left", "bottom"]].set_color(GREY)
+        axes.spines[["right", "top"]].set_visible(False)
+        axes.xaxis.label.set_color(GREY)
+        axes.yaxis.label.set_color(GREY)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside upper left", ncols=len(labels), labelcolor=GREY)
     figure.savefig(path, transparent=True, metadata={"Date": None})
 
 
 def main() -> int:
     """Parse and do."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder of the run directories")
+    parser.add_argument("--work", type=Path, help="folder of the run directories; without it nothing is trained")
     parser.add_argument(
         "--table", default="digits", help="whose anp-vs is taken apart: digits, mnist-cpu, cifar10, ..."
     )
@@ -161,6 +193,10 @@ def main() -> int:
     parser.add_argument("--data-root")
     asked = parser.parse_args()
     out = HOME / "results" / "ablation.json"
+    if asked.work is None:
+        stored = json.loads(out.read_text())
+        draw(stored["variants"], stored["table"], HOME / "docs")
+        return 0
     found: dict[str, Any] = {}
     for name, recipe in plan(asked.table).items():
         if asked.only and name not in asked.only:
@@ -171,7 +207,7 @@ def main() -> int:
         print(f"{name}: {figures}", flush=True)
         facts = {"table": asked.table, "seeds": asked.seeds, "autoattack_images": asked.autoattack}
         write_atomically(out, json.dumps({**facts, "variants": found, **provenance()}, indent=2).encode() + b"\n")
-    draw(found, HOME / "docs")
+    draw(found, asked.table, HOME / "docs")
     return 0
 
 

@@ -94,7 +94,7 @@ def markdown(results: Path, dataset: str) -> str:
         label = method + (", best" if _beyond(row) else "") + row.get("extra_data", "")
         label += f", {len(seeds)} seeds" if len(seeds) > 1 else ""
         label += f", {row['images']:,} images" if row["images"] != 10_000 else ""
-        label += f", AutoAttack on {row['autoattack_images']:,}" if row.get("autoattack_images") else ""
+        label += f", AutoAttack on {row['autoattack_images']:,}" if row.get("autoattack_accuracy") is not None else ""
         label += f", {row['protocol']}" if row["protocol"] != "pixel-space" else ""
         lines.append(f"| {label} | " + " | ".join(cell(row, column) for column in columns) + " |")
         paper = known.get((dataset, method))

@@ -28,12 +28,10 @@ def choose(name: str) -> torch.device:
 @contextmanager
 def full_float32() -> Iterator[None]:
     """While open, a GPU computes in float32 what is float32: by default its convolutions keep 10 bits (TF32)."""
-    parts = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [part.allow_tf32 for part in parts]
-    for part in parts:
-        part.allow_tf32 = False
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = False
     try:
         yield
     finally:
-        for part, allowed in zip(parts, before, strict=True):
-            part.allow_tf32 = allowed
+        convolutions.allow_tf32, products.allow_tf32 = before

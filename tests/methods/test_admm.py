@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from anp_vs.errors import InputError, RunError
+from anp_vs.evaluation.published_cost import zero_weights_percent
 from anp_vs.methods import ADMM, AT
-from anp_vs.methods.admm import Splitting, kept_counts, largest, layer_weights, weight_sparsity_percent
+from anp_vs.methods.admm import Splitting, kept_counts, largest, layer_weights
 from anp_vs.networks import build as build_network
 from anp_vs.networks.bayesian import make_bayesian
 
@@ -68,13 +69,13 @@ def test_the_weights_counted_are_those_of_convolution_and_dense_layers() -> None
 
 def test_the_sparsity_is_counted_from_the_tensors() -> None:
     network = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 6))
-    assert weight_sparsity_percent(network) == 0
+    assert zero_weights_percent(network) == 0
     network[0].weight.data.view(-1)[:13] = 0.0
     network[2].weight.data[0, 0] = -0.0
     network[2].bias.data.zero_()
-    assert weight_sparsity_percent(network) == pytest.approx(100 * 14 / 50)
-    with pytest.raises(InputError):
-        weight_sparsity_percent(nn.Sequential(nn.ReLU()))
+    assert zero_weights_percent(network) == pytest.approx(100 * 14 / 50)
+    with pytest.raises(InputError, match="no weights to prune"):
+        layer_weights(nn.Sequential(nn.ReLU()))
 
 
 def test_penalty_and_updates_are_those_of_the_equations() -> None:
@@ -110,7 +111,7 @@ def test_the_mask_is_set_once_and_asks_for_a_fresh_optimiser() -> None:
     fresh = [companion.after_step(step) for step in range(40)]
     assert [step for step, value in enumerate(fresh) if value] == [9]
     assert companion.penalty() == 0
-    assert weight_sparsity_percent(network) == 60.0
+    assert zero_weights_percent(network) == 60.0
     kept = network[0].weight != 0
     assert before[kept].abs().min() >= before[~kept].abs().max()
     torch.testing.assert_close(network[0].weight[kept], before[kept])
@@ -221,7 +222,7 @@ def test_it_reaches_the_asked_sparsity_and_keeps_what_was_learnt(
     masked = copy.deepcopy(dense)
     splitting(masked, 1, sparsity_percent=90.0).after_step(0)
     pruned = train(ADMM(sparsity_percent=90.0, rho=0.02), copy.deepcopy(dense), digits[0], 120)
-    assert weight_sparsity_percent(pruned) == weight_sparsity_percent(masked) == pytest.approx(90.0, abs=0.01)
+    assert zero_weights_percent(pruned) == zero_weights_percent(masked) == pytest.approx(90.0, abs=0.01)
     assert accuracy(pruned, digits[1], 0.15) > max(before - 6, accuracy(masked, digits[1], 0.15) + 6)
     assert accuracy(pruned, digits[1]) > 70
 

@@ -4,19 +4,22 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from anp_vs import recipes, serialization
 from anp_vs.errors import InputError
 from anp_vs.reproduce.cluster import work_on_cluster
 from anp_vs.reproduce.overview import Overview
 from anp_vs.reproduce.plan import Job
+from anp_vs.training import checkpoint
 from anp_vs.training.run import train
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'anp-vs[cluster]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'anp-vs[cluster]'")
 
 
 def job(name: str, root: Path, **changes: object) -> Job:
@@ -38,24 +41,64 @@ def workers() -> list[int]:
     return found
 
 
-def kill_one_at_work(metrics: Path) -> None:
-    for _ in range(3000):
-        if metrics.exists() and metrics.read_text().count("\n") >= 2 and (found := workers()):
-            os.kill(found[0], signal.SIGKILL)
-            return
-        time.sleep(0.1)
+def often() -> dict[str, object]:
+    """A Ray runtime environment in which runs are saved after every step: a minute is longer than these last."""
+
+    def hook() -> None:  # goes to the workers by value, which cannot import this file
+        from anp_vs.training import run
+
+        run.CHECKPOINT_SECONDS = 0.0
+
+    return {"worker_process_setup_hook": hook}
+
+
+def saved(job: Job) -> int:
+    """The step of a job's newest checkpoint."""
+    state, _ = checkpoint.read_latest(job.run / "checkpoint.state")
+    return int(state["step"]) if state else 0
+
+
+def resumed(job: Job) -> list[int]:
+    """The steps at which a training was gone on with, as its TensorBoard files say."""
+    files = sorted((job.run / "tensorboard").iterdir())
+    events = [event for file in files for event in EventFileLoader(str(file)).Load()]
+    return [event.step - 1 for event in events if event.HasField("session_log")]
+
+
+def when(ready: Callable[[], bool], then: Callable[[], None]) -> threading.Thread:
+    """Wait for something in a thread, and then do something."""
+
+    def wait() -> None:
+        while not ready():
+            time.sleep(0.05)
+        then()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the worker through /proc")
-def test_a_killed_worker_is_replaced_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     killed, lost = job("killed", tmp_path), job("lost", tmp_path, start=str(tmp_path / "nowhere"))
     after = Job("after", job("after", tmp_path).recipe, tmp_path / "after", needs=("lost",))
     overview = Overview([killed, lost, after])
-    killer = threading.Thread(target=kill_one_at_work, args=(tmp_path / "killed" / "metrics.jsonl",))
-    killer.start()
-    work_on_cluster([killed, lost, after], overview, retries=1, cpus=1, gpus=0, data_root=None, device="cpu")
-    killer.join()
+    steps: list[int] = []
+
+    def kill() -> None:
+        steps.append(saved(killed))
+        os.kill(workers()[0], signal.SIGKILL)
+
+    ray.init(num_cpus=1, log_to_driver=False, include_dashboard=False, runtime_env=often())  # one worker at a time
+    try:
+        killer = when(lambda: saved(killed) >= 20, kill)
+        work_on_cluster([killed, lost, after], overview, retries=1, cpus=1, gpus=0, data_root=None, device="cpu")
+    finally:
+        ray.shutdown()
+    killer.join(10)
     assert overview.states == {"killed": "done", "lost": "failed", "after": "left out"}
+    (step,) = resumed(killed)
+    assert 20 <= steps[0] <= step
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the workers: sums in another order differ in the last bit
     whole = train(killed.recipe, out=tmp_path / "whole", device="cpu", quiet=True).network.state_dict()
@@ -64,30 +107,28 @@ def test_a_killed_worker_is_replaced_and_the_rest_goes_on(tmp_path: Path) -> Non
         assert torch.equal(value, whole[name]), name
 
 
-def test_a_node_that_is_lost_costs_no_run(tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
+def test_a_node_that_is_lost_costs_no_run_what_it_has_saved(tmp_path: Path) -> None:
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        ray.init(address=cluster.address, log_to_driver=False)
-        jobs = [job(name, tmp_path) for name in ("first", "second")]
+        ray.init(address=cluster.address, log_to_driver=False, runtime_env=often())
+        jobs = [job(name, tmp_path, epochs=16) for name in ("first", "second")]
         overview = Overview(jobs)
+        steps: list[int] = []
 
         def lose_a_node() -> None:
-            for _ in range(3000):
-                if all((one.run / "metrics.jsonl").exists() for one in jobs):
-                    cluster.remove_node(nodes[0], allow_graceful=False)
-                    return
-                time.sleep(0.1)
+            steps.extend(map(saved, jobs))
+            cluster.remove_node(nodes[0], allow_graceful=False)
 
-        losing = threading.Thread(target=lose_a_node)
-        losing.start()
+        losing = when(lambda: all(map(saved, jobs)), lose_a_node)
         work_on_cluster(jobs, overview, retries=2, cpus=1, gpus=0, data_root=None, device="cpu")
-        losing.join()
+        losing.join(10)
         assert len(cluster.list_all_nodes()) == 2  # the head, and the node that is left
         assert overview.states == {"first": "done", "second": "done"}
         assert all(one.done() for one in jobs)
+        (lost,) = [place for place, one in enumerate(jobs) if resumed(one)]
+        assert 0 < steps[lost] <= min(resumed(jobs[lost]))
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -1,15 +1,19 @@
 """The plan of a table, and working through it in this process."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from anp_vs import recipes
+from anp_vs import recipes, serialization
 from anp_vs.errors import InputError, RunError
+from anp_vs.networks import build
 from anp_vs.reproduce.here import work_here
 from anp_vs.reproduce.overview import Overview
 from anp_vs.reproduce.plan import ROWS, Job, plan
+from anp_vs.reproduce.table import reproduce
 from anp_vs.training.run import Stopped
+from anp_vs.training.run_directory import RunDirectory
 
 
 def names(jobs: list[Job]) -> list[str]:
@@ -79,25 +83,29 @@ def test_what_does_not_exist_is_refused_by_name(table: str, wrong: dict[str, obj
         plan(table, **wrong)  # type: ignore[arg-type]
 
 
-def work(jobs: list[Job], failing: dict[str, int], retries: int = 1) -> tuple[Overview, list[str]]:
+def work(
+    jobs: list[Job], failing: dict[str, int], retries: int = 1, error: type[Exception] = RunError
+) -> tuple[Overview, list[str]]:
     """Work through a plan; a job fails as often as `failing` says."""
     tried: list[str] = []
 
     def do(job: Job) -> None:
         tried.append(job.name)
         if failing.get(job.name, 0) >= tried.count(job.name):
-            raise RunError("the loss became nan")
+            raise error("the loss became nan")
 
     overview = Overview(jobs)
     work_here(jobs, overview, do, retries)
     return overview, tried
 
 
-def test_a_failure_is_tried_again_and_then_leaves_the_rest_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [RunError, ValueError, KeyError, MemoryError])
+def test_a_failure_is_tried_again_and_then_leaves_the_rest_alone(tmp_path: Path, error: type[Exception]) -> None:
     jobs = plan("mnist", rows=["standard", "bp", "at"], root=tmp_path)
     lost = "train mnist-cpu/standard seed 0"
-    overview, tried = work(jobs, {lost: 9, "train mnist-cpu/at seed 0": 1})
+    overview, tried = work(jobs, {lost: 9, "train mnist-cpu/at seed 0": 1}, error=error)
     assert overview.states[lost] == "failed"
+    assert overview.notes[lost].startswith(f"try 2: {error.__name__}: ")
     assert "nan" in overview.notes[lost]
     assert tried.count(lost) == 2
     assert overview.states["train mnist-cpu/bp seed 0"] == "left out"
@@ -122,3 +130,81 @@ def test_a_signal_ends_the_whole_plan(tmp_path: Path) -> None:
 
     with pytest.raises(Stopped):
         work_here(jobs, Overview(jobs), do, retries=3)
+
+
+def put(job: Job, **changes: object) -> Job:
+    """Lay a finished training into a job's directory, of its recipe with some changes."""
+    run = RunDirectory(job.run)
+    job.run.mkdir(parents=True)
+    run.claim(recipes.override(job.recipe, changes))
+    serialization.save(build(job.recipe.network, 10), run.network)
+    return job
+
+
+def test_a_run_of_another_recipe_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = plan("mnist", rows=["standard", "at"], root=tmp_path)
+    *_, at = (put(job, epochs=1) for job in jobs if job.name == "train mnist-cpu/at seed 0")
+    started: list[str] = []
+    monkeypatch.setattr(Job, "do", lambda job, *_: started.append(job.name))
+    with pytest.raises(RunError, match=r"epochs \(1 there, 5 asked\).*--out.*move that directory away") as refused:
+        reproduce(jobs)
+    assert str(at.run) in str(refused.value)
+    assert (at.done(), started) == (False, [])
+    at.run.rename(tmp_path / "elsewhere")
+    reproduce(jobs)
+    assert "train mnist-cpu/at seed 0" in started
+
+
+def test_a_network_of_no_known_recipe_is_refused(tmp_path: Path) -> None:
+    jobs = plan("mnist", rows=["at"], root=tmp_path)
+    (put(jobs[0]).run / "recipe.yaml").unlink()
+    with pytest.raises(RunError, match=r"no recipe\.yaml"):
+        reproduce(jobs)
+
+
+def test_what_was_settled_by_measurement_and_where_the_data_lie_make_no_other_recipe(tmp_path: Path) -> None:
+    settled = {"precision": "bfloat16", "layout": "contiguous", "compilation": "on", "data_root": "elsewhere"}
+    job = plan("mnist", rows=["at"], root=tmp_path, data_root="here")[0]
+    assert put(job, **settled).done()
+
+
+def put_row(training: Job, **changes: object) -> None:
+    """Lay a finished training and the row of its network, on all images, into a job's directory."""
+    row = {
+        "network_sha256": serialization.read_card(put(training).run / "network.safetensors")["sha256"],
+        "images": 10_000,
+        "black_box_accuracy": 90.0,
+        "black_box_source": "once/mnist-cpu/black-box-source/seed1000003",
+        "autoattack_images": 1000,
+    }
+    (training.run / "evaluation.json").write_text(json.dumps(row | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "done"),
+    [
+        ({}, True),
+        ({"images": 1000}, False),
+        ({"autoattack_images": 999}, False),
+        ({"autoattack_images": None}, False),
+        ({"autoattack_images": 10_000}, True),
+        ({"black_box_accuracy": None}, False),
+        ({"black_box_source": "once/mnist-cpu/at/seed1"}, False),
+        ({"network_sha256": "0" * 64}, False),
+        ({"images": "all"}, False),
+    ],
+)
+def test_an_evaluation_is_done_when_its_row_covers_what_is_asked(
+    tmp_path: Path, changes: dict[str, object], done: bool
+) -> None:
+    training, _, evaluation = plan("mnist", rows=["at"], root=tmp_path, autoattack=1000)
+    put_row(training, **changes)
+    assert evaluation.done() == done
+
+
+def test_autoattack_on_more_images_than_there_are_is_done_on_all(tmp_path: Path) -> None:
+    training, _, evaluation = plan("mnist", rows=["at"], root=tmp_path, autoattack=20_000)
+    put_row(training, autoattack_images=10_000)
+    assert evaluation.done()

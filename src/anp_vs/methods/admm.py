@@ -10,7 +10,8 @@ multipliers. For each layer's weight W there is an auxiliary Z that obeys it, an
 
 `project` keeps the asked number of weights of largest magnitude, exactly that many: among equal magnitudes
 the one with the lower index stays. What this gives is unstructured: zeros inside full-size tensors, which
-dense arithmetic multiplies like other numbers. Storage falls only in a sparse format, and speed hardly ever.
+dense arithmetic multiplies like other numbers. Storage falls only in a sparse format or an archive, and time hardly
+ever (`benchmarks/sparse_storage.py` measures both).
 """
 
 from __future__ import annotations
@@ -205,9 +206,3 @@ def largest(weight: Tensor, count: int) -> Tensor:
     mask = torch.zeros_like(order, dtype=torch.bool)
     mask[order[:count]] = True
     return torch.empty_like(weight, dtype=torch.bool).copy_(mask.view(weight.shape))
-
-
-def weight_sparsity_percent(network: nn.Module) -> float:
-    """Weights of convolution and dense layers that are exactly 0, counted from the tensors, in percent."""
-    weights = layer_weights(network).values()
-    return 100.0 * sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)

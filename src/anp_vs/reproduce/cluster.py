@@ -7,7 +7,7 @@ from importlib import import_module, util
 from typing import Any
 
 from anp_vs.errors import InputError
-from anp_vs.reproduce.here import begin
+from anp_vs.reproduce.here import begin, said
 from anp_vs.reproduce.overview import Overview
 from anp_vs.reproduce.plan import Job
 
@@ -83,8 +83,7 @@ def _outcome(ray: Any, finished: Any, job: Job, overview: Overview, tries: dict[
         tries[job.name] = tries.get(job.name, 0) + 1
         again = tries[job.name] <= retries
         reason = getattr(error, "cause", None) or error
-        note = f"try {tries[job.name]}: {type(reason).__name__}: {' '.join(str(reason).split())[:200]}"
-        overview.mark(job, "running" if again else "failed", note)
+        overview.mark(job, "running" if again else "failed", said(tries[job.name], reason))
         return again
     overview.mark(job, "done")
     return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from anp_vs.errors import AnpVsError, Stopped
+from anp_vs.errors import Stopped
 from anp_vs.reproduce.overview import Overview
 from anp_vs.reproduce.plan import Job
 
@@ -29,8 +29,8 @@ def work_here(jobs: Sequence[Job], overview: Overview, do: Callable[[Job], None]
                 do(job)
             except Stopped:
                 raise
-            except (AnpVsError, ArithmeticError, OSError, RuntimeError) as error:
-                overview.mark(job, "failed" if attempt == retries else "running", f"try {attempt + 1}: {error}")
+            except Exception as error:  # whatever one row died of must not sink the others
+                overview.mark(job, "failed" if attempt == retries else "running", said(attempt + 1, error))
             else:
                 overview.mark(job, "done")
                 break
@@ -47,3 +47,8 @@ def begin(job: Job, overview: Overview) -> bool:
         overview.mark(job, "running")
         return True
     return False
+
+
+def said(attempt: int, error: BaseException) -> str:
+    """A failed try, on one line."""
+    return f"try {attempt}: {type(error).__name__}: {' '.join(str(error).split())[:500]}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from statistics import mean
 from types import TracebackType
 from typing import Any, Literal
 
@@ -26,14 +28,17 @@ class Overview:
 
     Args:
         jobs: the plan.
+        clock: seconds, from any origin.
     """
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Sequence[Job], clock: Callable[[], float] = time.monotonic) -> None:
         self.jobs = list(jobs)
         self.states: dict[str, State] = {job.name: "waiting" for job in jobs}
         self.notes: dict[str, str] = {}
-        self._since: dict[str, tuple[float, float]] = {}
-        self._finished: dict[str, dict[str, Any]] = {}  # metrics that will not change any more
+        self._clock, self._began = clock, clock()
+        self._since: dict[str, tuple[float, int]] = {}  # when a job's present try began, and at which step
+        self._took: dict[str, float] = {}
+        self._read: dict[str, tuple[int, dict[str, Any]]] = {}  # metrics, and when their file was written
         self._lock = threading.RLock()
         self.console = Console(file=sys.stderr, highlight=False, emoji=False, soft_wrap=True, markup=False)
         self._live = Live(get_renderable=self.table, console=self.console, refresh_per_second=0.5, transient=False)
@@ -52,12 +57,15 @@ class Overview:
     def mark(self, job: Job, state: State, note: str = "") -> None:
         """A job has changed its state."""
         with self._lock:
+            if job.name in self._since and state in ("done", "failed"):
+                self._took[job.name] = self._elapsed(job)
             self.states[job.name] = state
             self.notes[job.name] = note
             if state == "running":
-                self._since[job.name] = (time.monotonic(), _share(job, _last(job)))
-        if not self.console.is_terminal:
-            self.console.print(f"{job.name}: {state}{': ' + note if note else ''}")
+                self._since[job.name] = (self._clock(), int(self._metrics(job).get("step", 0)))
+            if not self.console.is_terminal:
+                took = f" after {_spoken(self._took[job.name])}" if job.name in self._took else ""
+                self.console.print(f"{job.name}: {state}{took}{': ' + note if note else ''} [{self.summary()}]")
 
     def count(self, state: State) -> int:
         """How many jobs are in a state."""
@@ -66,40 +74,80 @@ class Overview:
     def table(self) -> RenderableType:
         """The present picture."""
         with self._lock:
-            counts = ", ".join(f"{n} {state}" for state in STYLES if (n := self.count(state)))
-            table = Table("job", "state", "epoch", "clean", "robust", "left", "", title=counts, title_justify="left",
-                          box=None, pad_edge=False)  # fmt: skip
+            table = Table("job", "state", "epoch", "clean", "robust", "time", "left", "", title=self.summary(),
+                          title_justify="left", box=None, pad_edge=False)  # fmt: skip
+            left = self.left()
             for job in self.jobs:
                 state = self.states[job.name]
-                last = self._metrics(job, state)
+                last = self._metrics(job)
                 epoch = f"{int(last.get('epoch', -1)) + 1}/{job.recipe.epochs}" if job.trains else ""
                 accuracies = [f"{last[k]:.1f}" if k in last else "" for k in ("clean_accuracy", "robust_accuracy")]
-                left = self._left(job, last) if state == "running" else ""
+                took = self._elapsed(job) if state == "running" else self._took.get(job.name)
+                times = ["" if seconds is None else _spoken(seconds) for seconds in (took, left.get(job.name))]
                 table.add_row(
-                    job.name, state, epoch, *accuracies, left, self.notes.get(job.name, ""), style=STYLES[state]
+                    job.name, state, epoch, *accuracies, *times, self.notes.get(job.name, ""), style=STYLES[state]
                 )
             return table
 
-    def _metrics(self, job: Job, state: State) -> dict[str, Any]:
-        if not job.trains or state not in ("running", "done"):
-            return {}
-        if state == "running":
-            return _last(job)
-        if job.name not in self._finished:
-            self._finished[job.name] = _last(job)
-        return self._finished[job.name]
+    def summary(self) -> str:
+        """How many jobs are in which state, the time since the start, and the time left as far as it can be told."""
+        with self._lock:
+            counts = ", ".join(f"{n} {state}" for state in STYLES if (n := self.count(state)))
+            text = f"{len(self.jobs)} jobs: {counts}; {_spoken(self._clock() - self._began)} so far"
+            ahead, left = self.count("waiting") + self.count("running"), self.left().values()
+            if not left:
+                return text
+            # As many at a time as now, but no job in parts.
+            seconds = max(sum(left) / max(1, self.count("running")), *left)
+            return f"{text}, {'about' if len(left) == ahead else 'at least'} {_spoken(seconds)} left"
 
-    def _left(self, job: Job, last: dict[str, Any]) -> str:
-        began, share_then = self._since[job.name]
-        share = _share(job, last)
-        if share <= share_then:
-            return ""
-        seconds = (time.monotonic() - began) * (1 - share) / (share - share_then)
-        return f"{seconds / 60:.0f} min"
+    def left(self) -> dict[str, float]:
+        """Seconds that jobs may still take, for those of which something can be told.
+
+        A training that is past its first epoch goes on at its pace. Whatever else is ahead takes as long as others of
+        its kind in this plan, trainings in proportion to their epochs and attack steps.
+        """
+        with self._lock:
+            left: dict[str, float] = {}
+            paces: dict[bool, list[float]] = {True: [], False: []}
+            for job in self.jobs:
+                state, last = self.states[job.name], self._metrics(job)
+                if job.name not in self._since or state not in ("running", "done"):
+                    continue
+                seconds, total = self._elapsed(job), last.get("total_steps", 0)
+                if job.trains:
+                    steps = int(last.get("step", 0)) - self._since[job.name][1]
+                    if not total or steps <= 0:
+                        continue
+                    if state == "running":
+                        left[job.name] = seconds / steps * (total - last["step"])
+                    paces[True].append(seconds / steps * total / _work(job))
+                elif state == "done":
+                    paces[False].append(seconds)
+            for job in self.jobs:
+                state, pace = self.states[job.name], paces[job.trains]
+                if state in ("waiting", "running") and job.name not in left and pace:
+                    rest = mean(pace) * _work(job) - (self._elapsed(job) if state == "running" else 0)
+                    if rest > 0:  # else it takes longer than the others did
+                        left[job.name] = rest
+            return left
+
+    def _elapsed(self, job: Job) -> float:
+        """Seconds of the present, or last, try."""
+        return self._took.get(job.name, self._clock() - self._since[job.name][0])
+
+    def _metrics(self, job: Job) -> dict[str, Any]:
+        path = RunDirectory(job.run).metrics
+        if not job.trains or self.states[job.name] not in ("running", "done") or not path.exists():
+            return {}
+        written = path.stat().st_mtime_ns
+        if self._read.get(job.name, (None,))[0] != written:
+            self._read[job.name] = written, _last(job)
+        return self._read[job.name][1]
 
 
 def _last(job: Job) -> dict[str, Any]:
-    """The newest line of a run's metrics, with the newest validation in it."""
+    """The newest line of a run's metrics, with the newest validation in it, and the steps to the end if they are known."""
     try:
         lines = MetricsLog.read(RunDirectory(job.run).metrics)
     except RunError:
@@ -107,9 +155,16 @@ def _last(job: Job) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for line in lines[-200:]:
         merged |= line
+        if "clean_accuracy" in line:  # an epoch ends here
+            merged["total_steps"] = line["step"] // (line["epoch"] + 1) * job.recipe.epochs
     return merged
 
 
-def _share(job: Job, last: dict[str, Any]) -> float:
-    """Share of a training's epochs that are behind it."""
-    return (int(last.get("epoch", -1)) + 1) / job.recipe.epochs if job.trains else 0.0
+def _work(job: Job) -> int:
+    """What a job costs in comparison with others of its kind: passes over the training set; evaluations are alike."""
+    recipe = job.recipe
+    return recipe.epochs * (1 + recipe.attack.steps * recipe.method.adversarial) if job.trains else 1
+
+
+def _spoken(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from anp_vs import recipes
+from anp_vs.data import digits
 from anp_vs.errors import InputError, RunError
-from anp_vs.evaluation.figure_files import read_object
+from anp_vs.evaluation.figure_files import network_of, read_object
 from anp_vs.evaluation.row import evaluate_run
 from anp_vs.recipes import Recipe
 from anp_vs.training.run import train
@@ -20,6 +21,8 @@ ROWS = ("standard", "bp", "at", "at-bnn", "pretrained-at", "admm", "trades", "an
 Effort = Literal["paper", "cpu", "gpu", "best"]
 """Which recipes: as published, reduced to what two CPU cores or one GPU can train, or improved beyond the paper."""
 SUFFIX: dict[Effort, str] = {"paper": "", "cpu": "-cpu", "gpu": "-gpu", "best": "-best"}
+TEST_IMAGES = {"digits": digits.TEST, "mnist": 10_000, "cifar10": 10_000, "cifar100": 10_000}
+"""All that a row of a table is measured on."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +50,37 @@ class Job:
         """Whether the job is a training."""
         return self.source is None
 
-    def done(self) -> bool:
-        """Whether its result is on the disk already."""
+    def check(self) -> None:
+        """See that the directory of a training is its own, or nobody's yet.
+
+        Raises:
+            RunError: it holds another recipe's run, or a network of no known recipe.
+        """
+        run = RunDirectory(self.run)
         if self.trains:
-            return RunDirectory(self.run).finished
+            run.check(self.recipe)
+            if run.finished:
+                run.read_recipe()
+
+    def done(self) -> bool:
+        """Whether its result is on the disk already: this recipe's network, or the whole row of the present network."""
+        run = RunDirectory(self.run)
         try:
-            row = read_object(RunDirectory(self.run).evaluation)
-        except RunError:
+            if self.source is None:
+                self.check()
+                return run.finished
+            row = read_object(run.evaluation) or {}
+            images = row.get("images", 0)
+            return bool(
+                row.get("network_sha256") == network_of(self.run)
+                and images >= TEST_IMAGES.get(self.recipe.data, 0)
+                and (row.get("autoattack_images") or 0) >= min(self.autoattack, images)
+                and row.get("black_box_accuracy") is not None
+                # Recipe and seed tell the source, wherever the folder of all runs was then.
+                and Path(str(row.get("black_box_source"))).parts[-3:] == self.source.parts[-3:]
+            )
+        except (RunError, TypeError):  # damaged, or changed by hand
             return False
-        return (
-            row is not None
-            and row["black_box_accuracy"] is not None
-            and (row.get("autoattack_images") or 0) >= self.autoattack
-        )
 
     def do(self, data_root: str | None = None, device: str = "auto") -> None:
         """Train or evaluate; goes on where it was stopped.

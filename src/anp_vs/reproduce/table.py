@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anp_vs.device import choose
-from anp_vs.errors import InputError
+from anp_vs.errors import InputError, RunError
 from anp_vs.reproduce.cluster import work_on_cluster
 from anp_vs.reproduce.here import work_here
 from anp_vs.reproduce.overview import Overview
@@ -39,6 +39,7 @@ def reproduce(
 
     Raises:
         InputError: retries, cpus or gpus are outside their range, or the device is not there.
+        RunError: run directories of the plan hold other recipes' runs.
     """
     if retries < 0:
         raise InputError(f"retries is {retries}; give 0 or more further tries of a job that failed.")
@@ -46,12 +47,29 @@ def reproduce(
         raise InputError(f"cpus is {cpus} and gpus {gpus:g}; a job needs at least 1 CPU core, and 0 or more GPUs.")
     if not cluster:  # whose machines have devices of their own
         choose(device)
+    refuse_others(jobs)
     with Overview(jobs) as overview:
         if cluster:
             work_on_cluster(jobs, overview, retries=retries, cpus=cpus, gpus=gpus, data_root=data_root, device=device)
         else:
             work_here(jobs, overview, lambda job: job.do(data_root, device), retries)
     return overview
+
+
+def refuse_others(jobs: Sequence[Job]) -> None:
+    """See that no run directory of a plan holds another recipe's run, before hours are spent on the rest.
+
+    Raises:
+        RunError: naming each that does, and the fields that differ.
+    """
+    others = []
+    for job in jobs:
+        try:
+            job.check()
+        except RunError as error:
+            others.append(f"{error} To have {job.recipe.name} trained in {job.run} itself, move that directory away.")
+    if others:
+        raise RunError("Nothing was started. " + "\n".join(others))
 
 
 def evaluated(jobs: Sequence[Job]) -> list[Path]:
