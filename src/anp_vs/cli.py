@@ -223,6 +223,7 @@ def reproduce(words: list[str]) -> int:
         asked.table, rows=asked.rows or None, seeds=asked.seeds, effort=asked.recipe, root=out,
         data_root=asked.data_root, autoattack=asked.autoattack,
     )  # fmt: skip
+    table.refuse_others(jobs)
     if asked.dry:
         OutputConsole().print(Overview(jobs).table())
         return 0

@@ -122,6 +122,7 @@ def test_several_sources_are_attacked_together(folder: Path) -> None:
     first, second = (serialization.save(build("lenet5-caffe"), name) for name in ("first", "second"))
     row = measured("sound", sources=[first, second, "users_networks:sound"])
     assert row["black_box_source"] == f"{first}, {second}, users_networks:sound"
+    assert row["black_box_sha256"] == [None] * 3  # kept for runs alone
     assert row["black_box_accuracy"] >= measured("sound", sources=["users_networks:sound"])["black_box_accuracy"]
 
 
@@ -194,7 +195,9 @@ def test_a_saved_network_is_evaluated_as_its_card_says(folder: Path) -> None:
         "dataset",
     )
     assert [row[name] for name in columns] == [own[name] for name in columns]
-    other = evaluate_model(str(run / "network"), Conditions(eps=0.0), out=Path("row.json"), **FAST)
+    assert own["black_box_sha256"] == []
+    other = evaluate_model(str(run / "network"), Conditions(eps=0.0), out=Path("row.json"), **FAST, sources=[run])
+    assert other["black_box_sha256"] == [own["network_sha256"]]
     assert other["white_box_accuracy"] == other["clean_accuracy"] == row["clean_accuracy"]
     plain = serialization.save(build("lenet5-caffe"), "plain")
     with pytest.raises(InputError, match="--data"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from anp_vs import recipes, serialization
+from anp_vs.cli import main
 from anp_vs.errors import InputError, RunError
 from anp_vs.networks import build
 from anp_vs.reproduce.here import work_here
@@ -157,6 +158,12 @@ def test_a_run_of_another_recipe_is_refused_before_anything_starts(
     assert "train mnist-cpu/at seed 0" in started
 
 
+def test_showing_the_plan_refuses_what_working_on_it_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(plan("mnist", rows=["at"], root=tmp_path)[0], epochs=1)
+    assert main(["reproduce", "mnist", "--rows", "at", "--out", str(tmp_path), "--dry"]) != 0
+    assert "epochs (1 there, 5 asked)" in capsys.readouterr().err
+
+
 def test_a_network_of_no_known_recipe_is_refused(tmp_path: Path) -> None:
     jobs = plan("mnist", rows=["at"], root=tmp_path)
     (put(jobs[0]).run / "recipe.yaml").unlink()
@@ -170,13 +177,13 @@ def test_what_was_settled_by_measurement_and_where_the_data_lie_make_no_other_re
     assert put(job, **settled).done()
 
 
-def put_row(training: Job, **changes: object) -> None:
-    """Lay a finished training and the row of its network, on all images, into a job's directory."""
+def put_row(training: Job, source: Job, **changes: object) -> None:
+    """Lay two finished trainings and the row of the first one's network, on all images, into their directories."""
     row = {
         "network_sha256": serialization.read_card(put(training).run / "network.safetensors")["sha256"],
         "images": 10_000,
         "black_box_accuracy": 90.0,
-        "black_box_source": "once/mnist-cpu/black-box-source/seed1000003",
+        "black_box_sha256": [serialization.read_card(put(source).run / "network.safetensors")["sha256"]],
         "autoattack_images": 1000,
     }
     (training.run / "evaluation.json").write_text(json.dumps(row | changes))
@@ -191,7 +198,8 @@ def put_row(training: Job, **changes: object) -> None:
         ({"autoattack_images": None}, False),
         ({"autoattack_images": 10_000}, True),
         ({"black_box_accuracy": None}, False),
-        ({"black_box_source": "once/mnist-cpu/at/seed1"}, False),
+        ({"black_box_sha256": ["0" * 64]}, False),
+        ({"black_box_sha256": [None]}, False),
         ({"network_sha256": "0" * 64}, False),
         ({"images": "all"}, False),
     ],
@@ -199,12 +207,12 @@ def put_row(training: Job, **changes: object) -> None:
 def test_an_evaluation_is_done_when_its_row_covers_what_is_asked(
     tmp_path: Path, changes: dict[str, object], done: bool
 ) -> None:
-    training, _, evaluation = plan("mnist", rows=["at"], root=tmp_path, autoattack=1000)
-    put_row(training, **changes)
+    training, source, evaluation = plan("mnist", rows=["at"], root=tmp_path, autoattack=1000)
+    put_row(training, source, **changes)
     assert evaluation.done() == done
 
 
 def test_autoattack_on_more_images_than_there_are_is_done_on_all(tmp_path: Path) -> None:
-    training, _, evaluation = plan("mnist", rows=["at"], root=tmp_path, autoattack=20_000)
-    put_row(training, autoattack_images=10_000)
+    training, source, evaluation = plan("mnist", rows=["at"], root=tmp_path, autoattack=20_000)
+    put_row(training, source, autoattack_images=10_000)
     assert evaluation.done()

@@ -17,6 +17,7 @@ from anp_vs.data import load as load_data
 from anp_vs.device import choose, full_float32
 from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.beyond import beyond_attacks
+from anp_vs.evaluation.figure_files import network_of
 from anp_vs.evaluation.masking import DIAGNOSED
 from anp_vs.evaluation.models import find_model
 from anp_vs.evaluation.protocols import ProtocolName
@@ -134,7 +135,7 @@ def evaluate_run(path: Path, **options: Any) -> dict[str, Any]:
         "dataset": recipe.data, "network": recipe.network, "method": recipe.method.name, "recipe": recipe.name,
         "row": row + extra, "extra_data": extra, "table": table, "run_seed": recipe.seed,
         "recipe_values": recipes.to_dict(recipe),
-        "black_box_source": _names(sources),
+        **_origin(sources),
         "train_seconds": serialization.card_of(full).get("train_seconds"),
         "network_sha256": serialization.card_of(full)["sha256"],
     }  # fmt: skip
@@ -181,7 +182,7 @@ def evaluate_model(name: str, conditions: Conditions, *, out: Path, **options: A
     extra = serialization.card_of(model.network).get("extra_data", "")
     facts = {
         "dataset": data, "network": model.architecture, "method": name, "row": name + extra, "extra_data": extra, "recipe": known.name if known else None,
-        "black_box_source": _names(chosen.sources),
+        **_origin(chosen.sources),
     }  # fmt: skip
     return _keep(facts, result, out)
 
@@ -244,8 +245,10 @@ def _measured(
     return result
 
 
-def _names(sources: Sequence[str | Path]) -> str | None:
-    return ", ".join(map(str, sources)) or None
+def _origin(sources: Sequence[str | Path]) -> dict[str, Any]:
+    """Where black-box images come from: the names of the sources, and the checksums of those that are runs."""
+    sums = [network_of(Path(source)) if Path(source).is_dir() else None for source in sources]
+    return {"black_box_source": ", ".join(map(str, sources)) or None, "black_box_sha256": sums}
 
 
 def _keep(facts: dict[str, Any], result: Evaluation, path: Path, **more: Any) -> dict[str, Any]:

@@ -83,5 +83,7 @@ def scale_dropout(network: nn.Module, factor: float) -> None:
     for module in network.modules():
         if isinstance(module, Dropout):
             module.probability *= factor
-        elif isinstance(module, nn.modules.dropout._DropoutNd):
+        elif isinstance(
+            module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+        ):
             module.p *= factor

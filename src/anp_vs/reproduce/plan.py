@@ -76,8 +76,7 @@ class Job:
                 and images >= TEST_IMAGES.get(self.recipe.data, 0)
                 and (row.get("autoattack_images") or 0) >= min(self.autoattack, images)
                 and row.get("black_box_accuracy") is not None
-                # Recipe and seed tell the source, wherever the folder of all runs was then.
-                and Path(str(row.get("black_box_source"))).parts[-3:] == self.source.parts[-3:]
+                and row.get("black_box_sha256") == [network_of(self.source)]
             )
         except (RunError, TypeError):  # damaged, or changed by hand
             return False
