@@ -31,7 +31,7 @@ from anp_vs.recipes import override
 from anp_vs.storage import write_atomically
 from anp_vs.terminal import exit_status
 from anp_vs.training.run import train
-from anp_vs.training.run_directory import RunDirectory
+from anp_vs.training.run_directory import MetricsLog, RunDirectory
 
 HOME = Path(__file__).resolve().parent.parent
 BASE = "anp-vs"
@@ -50,28 +50,44 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one-cycle schedule": {"schedule": "onecycle"},
     "pictures shifted": {"shift": 2},
     "AWP": {"awp": 0.005},
+    "units priced by their MACs": {"cost_exponent": 0.3},
 }
 """What each changes of TABLE/anp-vs, one thing at a time."""
+TAUGHT = "dense TRADES as teacher"
+LONGER = "fine-tuned with TRADES"
+"""The small network that TABLE/anp-vs ended with, trained on for half as many epochs at a third of the learning rate."""
 BETAS = (0.03, 0.1, 0.3, 0.5, 1.0)
 """Factors of the recipe's beta; the gates are fixed when it is time for it, whatever the sparsity. From 3 on a layer dies out."""
 MEASURED = (
     "clean_accuracy", "white_box_accuracy", "white_box_accuracy_strongest", "autoattack_accuracy",
     "white_box_vulnerability", "sparsity_percent", "flops_reduction", "macs", "parameters", "train_seconds",
 )  # fmt: skip
+VALIDATION = ("validation_clean_accuracy", "validation_robust_accuracy")
+"""What a recipe is chosen by: the last figures of the run itself, on its validation split."""
 
 
 def plan(table: str) -> dict[str, recipes.Recipe]:
     """Every variant by its name in the results."""
     base = recipes.find(f"{table}/{BASE}")
     chosen = {row: recipes.find(f"{table}/{row}") for row in ("at", "at-vs", "anp", BASE, "trades")}
-    changes = VARIANTS | {
-        f"beta x {factor:g}": {"method": {"beta": factor * base.method.beta}, "target_sparsity": None}  # type: ignore[union-attr]
-        for factor in BETAS
-    }
+    changes = (
+        VARIANTS
+        | {TAUGHT: {"teacher": f"{table}/trades"}}
+        | {
+            f"beta x {factor:g}": {"method": {"beta": factor * base.method.beta}, "target_sparsity": None}  # type: ignore[union-attr]
+            for factor in BETAS
+        }
+    )
     for name, change in changes.items():
-        label = re.sub(r"[^a-z0-9.]+", "-", name.lower())
-        chosen[name] = override(base, {**change, "name": f"{table}-ablation/{label}"})
+        chosen[name] = override(base, {**change, "name": named(table, name)})
+    longer = {"start": base.name, "epochs": base.epochs // 2, "lr": base.lr / 3, "eps_warmup": 0.0}
+    chosen[LONGER] = override(chosen["trades"], {**longer, "name": named(table, LONGER)})
     return chosen
+
+
+def named(table: str, variant: str) -> str:
+    """The recipe name of a variant."""
+    return f"{table}-ablation/" + re.sub(r"[^a-z0-9.]+", "-", variant.lower())
 
 
 def measure(recipe: recipes.Recipe, work: Path, autoattack: int, data_root: str | None) -> dict[str, Any]:
@@ -82,13 +98,15 @@ def measure(recipe: recipes.Recipe, work: Path, autoattack: int, data_root: str 
     row = json.loads(run.evaluation.read_text()) if run.evaluation.exists() else None
     if row is None or (row["autoattack_images"] or 0) < autoattack:
         row = evaluate_run(run.path, autoattack=autoattack or None, masking=None, progress=False, data_root=data_root)
-    return {name: row[name] for name in MEASURED}
+    last = [line for line in MetricsLog.read(run.metrics) if "robust_accuracy" in line][-1]
+    chosen_by = {name: last[name.removeprefix("validation_")] for name in VALIDATION}
+    return {name: row[name] for name in MEASURED} | chosen_by
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means and standard deviations over seeds."""
     result: dict[str, Any] = {}
-    for name in MEASURED:
+    for name in (*MEASURED, *VALIDATION):
         if any(row[name] is None for row in rows):
             continue
         values = [float(row[name]) for row in rows]
@@ -110,7 +128,7 @@ def draw(found: dict[str, dict[str, Any]], table: str, folder: Path) -> None:
 
 def draw_ablation(found: dict[str, dict[str, Any]], recipe: str, judge: str, judged: str, path: Path) -> None:
     """Accuracies of the paper's four, of the recipe, and of what changes it."""
-    changed = {name: f"… {name}" for name in VARIANTS if name != PLAIN}
+    changed = {name: f"… {name}" for name in (*VARIANTS, TAUGHT, LONGER) if name != PLAIN}
     labels = {name: label for name, label in (LABELS | {BASE: recipe} | changed).items() if name in found}
     figure = Figure(figsize=(7.5, 0.32 * len(labels) + 1), layout="constrained")
     axes = figure.subplots()
