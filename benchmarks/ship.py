@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--autoattack", type=Path, metavar="RUN")
     asked = parser.parse_args()
-    network = serialization.load(asked.run / "compact.safetensors")
+    network = serialization.load(serialization.locate(asked.run))
     card = serialization.card_of(network)
     facts = {name: card[name] for name in KEPT if name in card}
     facts["recipe"] = without_places(facts["recipe"])

@@ -41,6 +41,8 @@ def test_the_best_row_waits_for_its_start_and_its_teacher() -> None:
     (best,) = (job for job in jobs.values() if job.trains and job.recipe.name == "mnist-best/anp-vs")
     assert set(best.needs) == {"train mnist-cpu/standard seed 0", "train mnist-cpu/admm seed 0"}
     assert jobs["train mnist-cpu/admm seed 0"].needs == ("train mnist-cpu/at seed 0",)
+    chain = [job.name.removeprefix("train ") for job in plan("cifar10", effort="best") if job.trains]
+    assert chain[:3] == ["cifar10-cpu/short-start seed 0", "cifar10-cpu/anp-vs seed 0", "cifar10-best/anp-vs seed 0"]
 
 
 def test_the_prerequisite_of_the_plan_is_the_one_that_training_looks_for() -> None:

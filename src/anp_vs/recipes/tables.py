@@ -136,11 +136,6 @@ SHORT: dict[str, Any] = {
     "average": 0.999,
 }  # fmt: skip
 """At most 1.7 epochs under gates, then the small network trains on without dropout: what an afternoon of two cores allows."""
-FURTHER: dict[str, Any] = {
-    "epochs": 12, "batch_size": 128, "lr": 0.05, "schedule": "cosine", "attack": Attack(8 / 255, 0.0196, 2), "eps_warmup": 0.0,
-    "dropout": 0.0, "average": 0.999,
-}  # fmt: skip
-"""Of a small network on its own, an hour and a half of one core."""
 FINE_TUNING = {"epochs": 20, "lr": 1e-4}
 """Of an adversarially pre-trained network: a tenth of the epochs at a tenth of the learning rate."""
 
@@ -171,11 +166,6 @@ _TABLES: dict[str, Recipe] = {
             "trades": {"epochs": 8}, "at-bnn": {"epochs": 8}, "admm": {"epochs": 6}, "at-vs": {"epochs": 8},
             "pretraining": {"data": "digits", "epochs": 40}, "pretrained-at": {"epochs": 4, "lr": 3e-4},
         },
-    ),
-    "mnist-best/anp-vs": replace(
-        MNIST_CPU, name="mnist-best/anp-vs", source="the best small network two CPU cores found so far: mnist-cpu/anp-vs with a "
-        "dense robust teacher; chosen on the validation split", start="mnist-cpu/standard", teacher="mnist-cpu/admm",
-        method=ANPVS(beta=9.0), black_box="mnist-cpu/black-box-source", **PRICED,
     ),
     **_reduced(
         "cpu", CIFAR_CPU, 4.0,
@@ -209,9 +199,15 @@ RECIPES: dict[str, Recipe] = {
     **_TABLES,
     **_started_shortly("cifar10-cpu", 1, _TABLES),
     **_started_shortly("cifar100-cpu", 2, _TABLES),
+    "mnist-best/anp-vs": replace(
+        MNIST_CPU, name="mnist-best/anp-vs", source="the best small network two CPU cores found so far: mnist-cpu/anp-vs with a "
+        "dense robust teacher; chosen on the validation split", start="mnist-cpu/standard", teacher="mnist-cpu/admm",
+        method=ANPVS(beta=9.0), black_box="mnist-cpu/black-box-source", **PRICED,
+    ),
     "cifar10-best/anp-vs": replace(
         _TABLES["cifar10-cpu/trades"], name="cifar10-best/anp-vs", source="cifar10-cpu/anp-vs, whose small network is trained on "
-        "with the loss of TRADES", start="cifar10-cpu/anp-vs", **FURTHER,
+        "with the loss of TRADES", start="cifar10-cpu/anp-vs", epochs=12, lr=0.05, schedule="cosine",
+        attack=Attack(8 / 255, 0.0196, 2), eps_warmup=0.0, dropout=0.0, average=0.999,
     ),
     **{
         f"{table}/anp-vs-small": replace(_TABLES[f"{table}/anp-vs"], name=f"{table}/anp-vs-small", target_sparsity=70.0)
