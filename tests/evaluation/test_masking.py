@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from anp_vs.attacks import pgd
 from anp_vs.errors import InputError
 from anp_vs.evaluation.masking import Diagnosis, diagnose
+from anp_vs.evaluation.robustness import evaluate
+from anp_vs.evaluation.signs import square_after_gradients
 
 EPS = 0.1
 
@@ -126,6 +128,31 @@ def test_a_gradient_that_points_elsewhere_is_caught(standard: nn.Module) -> None
     found = look(WrongGradient(standard), source=standard)
     assert {"white box is not weaker than black box", "loss rises along the gradient"} <= seen(found)
     assert "input gradients are not zero" not in seen(found)
+
+
+@pytest.mark.parametrize("kind", ["sound", "quantised"])
+def test_what_square_finds_after_gradients_is_a_sign(kind: str, robust: nn.Module) -> None:
+    network = robust if kind == "sound" else Quantised(robust)
+    row = evaluate(
+        network, data(48, 1000), eps=EPS, step=0.02, steps=10, restarts=1, autoattack=48, masking=12, progress=False
+    )  # fmt: skip
+    (found,) = (
+        sign for sign in row["diagnosis"]["signs"] if sign["name"] == "AutoAttack's gradients leave Square nothing"
+    )
+    *_, stood, left = (round(0.48 * accuracy) for accuracy in row["autoattack_after"].values())
+    assert found["reason"] == f"Square broke {stood - left} of the {stood} images that stood against APGD and FAB."
+    assert found["suspicious"] == (kind == "quantised")
+    assert found["reason"] in row["diagnosis"]["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("left", "suspicious"), [(1.0, False), (0.99, False), (0.98, False), (0.97, True), (0.0, True)]
+)
+def test_one_image_in_fifty_is_chance(left: float, suspicious: bool) -> None:
+    sign = square_after_gradients({"apgd-ce": 1.0, "fab-t": 1.0, "square": left}, 100)
+    assert sign is not None
+    assert sign.suspicious == suspicious
+    assert square_after_gradients({"apgd-ce": 1.0, "apgd-dlr": left}, 100) is None
 
 
 def test_the_diagnosis_is_data(robust: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from anp_vs.evaluation.masking import DIAGNOSED, diagnose
 from anp_vs.evaluation.progress import Step, stage
 from anp_vs.evaluation.protocols import Budget, EvaluationProtocol, ProtocolName, protocol_by_name
 from anp_vs.evaluation.published_cost import published_cost
+from anp_vs.evaluation.signs import square_after_gradients
 from anp_vs.evaluation.subject import LabelledImages, Subject, batches, count_of, device_of
 from anp_vs.evaluation.tally import Tally
 from anp_vs.evaluation.vulnerability import VulnerabilityMeter
@@ -106,7 +108,7 @@ def evaluate(
         black_box_vulnerability, memory_percent, flops_reduction, sparsity_percent. Then
         memory_percent_repeat_dense (with the slip of the released code, see `published_cost`),
         white_box_accuracy_strongest, autoattack_accuracy, autoattack_images, autoattack_after (accuracy after
-        each of its attacks), diagnosis (`Diagnosis.as_dict`), parameters, macs, images, norm, eps, step,
+        each of its attacks), diagnosis (`Diagnosis.as_dict`; one check more where AutoAttack was run), parameters, macs, images, norm, eps, step,
         steps, restarts, seed, protocol, reduction, random, draws. For a random network each accuracy is the mean of 5 evaluations, with their
         standard deviation in a column of the same name that ends in `_spread`.
 
@@ -147,7 +149,7 @@ def evaluate(
             tell(start + len(y), tally.line())
 
     row: dict[str, Any] = {}
-    evaluation = Evaluation()
+    evaluation, search = Evaluation(), None
     if kept:
         x, y = (torch.cat(parts) for parts in zip(*kept, strict=True))
         with stage("AutoAttack", len(y), show=progress) as tell:
@@ -159,12 +161,15 @@ def evaluate(
             rows = slice(start, start + batch_size)
             tally.add("autoattack", result.adversarial[rows], y[rows], start)
         evaluation.broken_by, evaluation.margin = result.broken_by, result.margin
+        search = square_after_gradients(result.after, len(y))
         row = {"autoattack_images": len(y), "autoattack_after": {n: 100 * a for n, a in result.after.items()}}
     if masking is not None and eps > 0 and way.name == "pixel-space":
         found = diagnose(
             network, split, eps=eps, step=step, steps=steps, norm=norm, source=source,
             limit=min(masking, count), batch_size=batch_size, seed=seed, draws=draws, progress=progress,
         )  # fmt: skip
+        if search:
+            found = replace(found, signs=(*found.signs, search))
         row["diagnosis"] = found.as_dict()
     row |= tally.columns()
     row |= {f"{name}_vulnerability": meter.result().value for name, meter in meters.items()}

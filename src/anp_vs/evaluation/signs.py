@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,6 +42,27 @@ class Sign:
     suspicious: bool
     reason: str
     made: bool = True
+
+
+def _search(name: str, by: str, broken: int, total: int, gradients: str) -> Sign:
+    said = f"{by} broke {broken} of the {total} images that stood against {gradients}."
+    return Sign(name, broken > max(1.0, 0.02 * total), said)
+
+
+def square_after_gradients(after: Mapping[str, float], images: int) -> Sign | None:
+    """What AutoAttack's Square broke of the images that its three attacks with gradients had left.
+
+    Args:
+        after: accuracy in [0, 1] after each of AutoAttack's attacks, in their order.
+        images: how many were attacked.
+
+    Returns:
+        The sign; None where AutoAttack ran without Square, as it does on a random network.
+    """
+    if "square" not in after:
+        return None
+    stood, left = (round(images * share) for share in list(after.values())[-2:])
+    return _search("AutoAttack's gradients leave Square nothing", "Square", stood - left, stood, "APGD and FAB")
 
 
 class Checks:
@@ -185,9 +206,7 @@ class Checks:
         return Sign(name, False, said)
 
     def _search(self, name: str, standing: Tensor, by: str) -> Sign:
-        broken, total = int((~standing).sum()), len(self.left)
-        said = f"{by} broke {broken} of the {total} images that stood against PGD."
-        return Sign(name, broken > max(1.0, 0.02 * total), said)
+        return _search(name, by, int((~standing).sum()), len(self.left), "PGD")
 
     def _look_at_gradients(self) -> tuple[float, float, float]:
         """Percentages of zero elements, of images without any gradient, of images where the margin rises."""
