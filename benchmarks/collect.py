@@ -46,7 +46,7 @@ def collect(runs: list[Path], results: Path) -> None:
             row["dataset"],
             _beyond(row),
             row["table"],
-            ORDER.index(row["method"]),
+            [*ORDER, row["row"]].index(row["row"]),
             row["row"],
             row["protocol"],
             row["images"],
@@ -90,18 +90,17 @@ def markdown(results: Path, dataset: str) -> str:
     lines = ["| row | " + " | ".join(columns.values()) + " |", "|---" * (1 + len(columns)) + "|"]
     known = {(row["dataset"], row["method"]): row for row in published()}
     for seeds, row in zip(groups, merged, strict=True):
-        method = row["method"]
-        label = method + (", best" if _beyond(row) else "") + row.get("extra_data", "")
+        label = row["row"] + (", best" if _beyond(row) else "")
         label += f", {len(seeds)} seeds" if len(seeds) > 1 else ""
         label += f", {row['images']:,} images" if row["images"] != 10_000 else ""
         label += f", AutoAttack on {row['autoattack_images']:,}" if row.get("autoattack_accuracy") is not None else ""
         label += f", {row['protocol']}" if row["protocol"] != "pixel-space" else ""
         lines.append(f"| {label} | " + " | ".join(cell(row, column) for column in columns) + " |")
-        paper = known.get((dataset, method))
+        paper = known.get((dataset, row["row"]))
         comparable = row["protocol"] == ("pixel-space" if dataset == "mnist" else "released-code")
-        if paper is not None and comparable and not _beyond(row) and not row.get("extra_data"):
+        if paper is not None and comparable and not _beyond(row):
             cells = " | ".join(cell(paper, column) for column in columns)
-            lines.append(f"| *{method}, published* | {cells} |")
+            lines.append(f"| *{row['row']}, published* | {cells} |")
     return "\n".join(lines)
 
 

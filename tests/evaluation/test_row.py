@@ -245,5 +245,8 @@ def test_generated_images_are_named_wherever_a_row_is_shown(folder: Path) -> Non
     rows = [evaluate_run(path, sources=(), **FAST) for path in (own, more)]
     assert [row["row"] for row in rows] == ["at", "at, 30 % generated images"]
     assert list(beside_published(rows).columns[0].cells) == ["at (20 images)", "at, 30 % generated images (20 images)"]
+    # A pruned network that another method has trained on stays in its own row.
+    trained_on = rows[0] | {"row": "anp-vs", "method": "trades"}
+    assert list(beside_published([trained_on]).columns[0].cells) == ["anp-vs (20 images)"]
     (block,) = blocks(read_runs([own, more]))
     assert [line.name for line in block.lines if line.measured] == ["at", "at, 30 % generated images"]

@@ -39,16 +39,15 @@ def cell(row: Mapping[str, Any], column: str) -> str:
 
 
 def beside_published(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table of measured rows, each followed by the published row of its method where there is one."""
+    """A table of measured rows, each followed by the published row of its name where there is one."""
     columns = {**COLUMNS, **MEASURED_ONLY}
     table = Table("row", *columns.values(), box=None, pad_edge=False)
     known = {(row["dataset"], row["method"]): row for row in published()}
     for row in rows:
-        label = row["method"] + row.get("extra_data", "")
-        label += f" ({row['images']} images)" if row.get("images") not in (None, 10_000) else ""
+        label = row["row"] + (f" ({row['images']} images)" if row.get("images") not in (None, 10_000) else "")
         table.add_row(label, *(cell(row, column) for column in columns))
         comparable = row["dataset"] == "mnist" or row.get("protocol") == "released-code"
-        if comparable and not row.get("extra_data") and (paper := known.get((row["dataset"], row["method"]))):
+        if comparable and (paper := known.get((row["dataset"], row["row"]))):
             table.add_row("  published", *(cell(paper, column) for column in columns), style="dim")
     return table
 
