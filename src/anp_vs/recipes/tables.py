@@ -164,7 +164,7 @@ _TABLES: dict[str, Recipe] = {
         {
             "anp": PRICED, "anp-vs": PRICED, "standard": {"epochs": 3}, "bp": {"epochs": 4}, "at": {"epochs": 5}, "black-box-source": {"epochs": 4},
             "trades": {"epochs": 8}, "at-bnn": {"epochs": 8}, "admm": {"epochs": 6}, "at-vs": {"epochs": 8},
-            "pretraining": {"data": "digits", "epochs": 40}, "pretrained-at": {"epochs": 4, "lr": 3e-4},
+            "pretraining": {"data": "digits", "epochs": 40}, "pretrained-at": {"epochs": 5, "lr": 1e-3},
         },
     ),
     **_reduced(
