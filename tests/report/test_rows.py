@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from anp_vs.report.rows import Block, Line, blocks
 from anp_vs.report.runs import read_runs
+from anp_vs.report.tables import show_blocks
 from report.made_runs import make_run
 
 
@@ -53,7 +55,33 @@ def test_runs_that_differ_in_more_than_their_seed_are_never_averaged(tmp_path: P
     (block,) = tables(*runs)
     lines = [line for line in block.lines if line.measured]
     assert [(line.runs, line.detail) for line in lines] == [(1, ""), (1, "method.adversarial_weight 3.0, epochs 2")]
-    assert lines[1].epochs == 2
+    assert lines[1].epochs == "2"
+
+
+def test_how_a_run_computed_keeps_no_seed_apart_and_is_told(tmp_path: Path) -> None:
+    ways = [{"precision": "float32", "layout": "contiguous"}, {"precision": "bfloat16", "layout": "contiguous"}]
+    runs = [make_run(tmp_path, "mnist-cpu/at", seed, row={}, **way) for seed, way in enumerate(ways)]
+    line = measured(tables(*runs)[0])["at"]
+    assert (line.runs, line.detail) == (2, "precision bfloat16 or float32")
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"), [(None, "? + 6"), ([{"recipe": "mnist-cpu/at", "epochs": 5}], "5 + 6"), ([{"epochs": None}], "? + 6")]
+)  # fmt: skip
+def test_epochs_of_what_a_run_started_from_are_counted_too(tmp_path: Path, stages: Any, told: str) -> None:
+    run = make_run(tmp_path, "mnist-cpu/admm", row={})
+    card = run / "network.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | ({"stages": stages} if stages else {})))
+    assert measured(tables(run)[0])["admm"].epochs == told
+
+
+def test_the_terminal_has_the_published_rows_of_another_protocol_and_says_why_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_blocks([make_run(tmp_path, "cifar10-cpu/at", row={})])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "anp-vs, published" in said
+    assert "do not compare with these: another protocol" in said
 
 
 @pytest.mark.parametrize("condition", [{"images": 500}, {"eps": 0.2}, {"restarts": 1}])

@@ -103,3 +103,26 @@ def test_a_run_says_what_keeps_fresh_values(tmp_path: Path, capsys: pytest.Captu
     run.train(asked, out=tmp_path / "run")
     assert capsys.readouterr().err.count("fc2.weight, fc2.bias: fresh values") == 1
     assert sum("fresh values" in line.get("message", "") for line in log_of(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize(("start", "found"), [(None, "there is no start"), ("source", "was trained by standard")])
+def test_what_was_never_attacked_is_no_pre_training(start: str | None, found: str, tmp_path: Path) -> None:
+    run.train(recipe("standard", network="lenet5-caffe"), out=tmp_path / "source", quiet=True)
+    asked = recipe("pretrained-at", network="lenet5-caffe", start=start and str(tmp_path / start))
+    with pytest.raises(InputError, match=f"robustness is what moves .*{found}.* --start"):
+        run.train(asked, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_card_tells_the_epochs_of_all_that_came_before(tmp_path: Path) -> None:
+    first = run.train(recipe("standard", name="t/first", network="lenet5-caffe"), out=tmp_path / "a", quiet=True)
+    second = run.train(
+        recipe("at", name="t/second", network="lenet5-caffe", start=str(first.path)), out=tmp_path / "b", quiet=True
+    )
+    third = recipe("trades", network="lenet5-caffe", start=str(second.path))
+    run.train(third, out=tmp_path / "c", quiet=True)
+    stages = serialization.read_card(tmp_path / "c/network.safetensors")["stages"]
+    assert [(stage["recipe"], stage["epochs"]) for stage in stages] == [
+        ("t/first", third.epochs),
+        ("t/second", third.epochs),
+    ]

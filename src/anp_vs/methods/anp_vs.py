@@ -26,6 +26,7 @@ from anp_vs.methods.mart import mart_loss
 from anp_vs.methods.method import Method, Objective, PairLoss, mixed_objective
 from anp_vs.methods.ranges import in_range, one_of
 from anp_vs.methods.trades import START_RADIUS, divergence_attack, trades_loss
+from anp_vs.networks.latents import Reduction
 
 GateLoss = Literal["adversarial", "adversarial+vulnerability"]
 AdversarialLoss = Literal["ce", "trades", "mart"]
@@ -73,6 +74,8 @@ class ANPVS(Method):
         adversarial_loss: what the weights learn robustness by: `ce`, the weighted cross-entropies of the
             paper; `trades`, CE(f(x), y) + r KL(f(x) || f(x~)); or `mart`, see `anp_vs.methods.mart`.
         robust_weight: r, >= 0: beta of `trades` or lambda of `mart`; not used by `ce`.
+        reduction: V as the mean over a layer's elements (the released code and the published lambdas) or as their
+            sum (the formula of the paper's text: thousands of times as large).
     """
 
     name: ClassVar[str] = "anp-vs"
@@ -84,6 +87,7 @@ class ANPVS(Method):
     gate_loss: GateLoss = "adversarial"
     adversarial_loss: AdversarialLoss = "ce"
     robust_weight: float = 6.0
+    reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
         for field in ("beta", "lambda_", "robust_weight"):
@@ -91,6 +95,7 @@ class ANPVS(Method):
         in_range(self, "adversarial_weight", above=0)
         one_of(self, "gate_loss", get_args(GateLoss))
         one_of(self, "adversarial_loss", get_args(AdversarialLoss))
+        one_of(self, "reduction", get_args(Reduction))
 
     @property
     def hard_labels(self) -> bool:
@@ -121,5 +126,5 @@ class ANPVS(Method):
             network, images, adversarial, labels,
             adversarial_weight=self.adversarial_weight, vulnerability_weight=self.lambda_,
             kl_weight=self.beta / training_images, gates_see_vulnerability=self.gate_loss != "adversarial",
-            robust_loss=robust_loss,
+            robust_loss=robust_loss, reduction=self.reduction,
         )  # fmt: skip

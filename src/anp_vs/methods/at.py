@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from torch import Tensor, nn
 
 from anp_vs.methods.method import Method, Objective, mixed_objective
-from anp_vs.methods.ranges import in_range
+from anp_vs.methods.ranges import in_range, one_of
+from anp_vs.networks.latents import Reduction
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,19 @@ class ATVS(Method):
     Attributes:
         adversarial_weight: w, > 0.
         lambda_: weight of the vulnerability V, >= 0.
+        reduction: of V over a layer's elements, `mean` or `sum`, see `anp_vs.methods.anp_vs`.
     """
 
     name: ClassVar[str] = "at-vs"
     source: ClassVar[str] = "Madaan, Shin, Hwang 2020, section 5.3 (ablation)"
     adversarial_weight: float = 2.0
     lambda_: float = 1e-3
+    reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
         in_range(self, "adversarial_weight", above=0)
         in_range(self, "lambda_", at_least=0)
+        one_of(self, "reduction", get_args(Reduction))
 
     def objective(
         self, network: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor, training_images: int
@@ -60,5 +64,5 @@ class ATVS(Method):
         """The loss of one batch."""
         return mixed_objective(
             network, images, adversarial, labels,
-            adversarial_weight=self.adversarial_weight, vulnerability_weight=self.lambda_,
+            adversarial_weight=self.adversarial_weight, vulnerability_weight=self.lambda_, reduction=self.reduction,
         )  # fmt: skip

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from anp_vs.attacks.losses import Loss, ce
 from anp_vs.errors import InputError
-from anp_vs.networks.latents import distortion, recorded
-from anp_vs.pruning.gate import shared_mask, total_kl
+from anp_vs.networks.latents import Reduction, distortion, recorded
+from anp_vs.pruning.gate import shared_mask, total_kl, units_held
 from anp_vs.pruning.graph import evaluating, example_for
 from anp_vs.pruning.resizing import resize
 
@@ -194,6 +194,7 @@ def mixed_objective(
     kl_weight: float | None = None,
     gates_see_vulnerability: bool = False,
     robust_loss: PairLoss | None = None,
+    reduction: Reduction = "mean",
 ) -> Objective:
     """The family that AT, AT-VS, ANP and ANP-VS are members of.
 
@@ -214,11 +215,12 @@ def mixed_objective(
             released code leaves it out.
         robust_loss: stands in the place of the two weighted cross-entropies in the loss of the weights; None
             keeps them.
+        reduction: of V, see `anp_vs.networks.latents.distortion`.
     """
     clean, attacked, features = forward_pair(network, images, adversarial)
     clean_loss = functional.cross_entropy(clean, labels)
     attacked_loss = functional.cross_entropy(attacked, labels)
-    vulnerability = distortion(features)
+    vulnerability = distortion(features, reduction, units_held(network, features))
     if robust_loss is None:
         weights = (clean_loss + adversarial_weight * attacked_loss) / (1 + adversarial_weight)
     else:

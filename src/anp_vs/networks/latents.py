@@ -6,7 +6,7 @@ v(z_lk, z~_lk) = E |z_lk(x) - z_lk(x~)|.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -57,7 +57,9 @@ def recorded(network: nn.Module) -> Iterator[dict[str, Tensor]]:
             handle.remove()  # type: ignore[attr-defined]
 
 
-def distortion(features: dict[str, Tensor], reduction: Reduction = "mean") -> Tensor:
+def distortion(
+    features: Mapping[str, Tensor], reduction: Reduction = "mean", held: Mapping[str, float] | None = None
+) -> Tensor:
     """The network's vulnerability V from features of a batch [clean; adversarial].
 
     Args:
@@ -65,13 +67,16 @@ def distortion(features: dict[str, Tensor], reduction: Reduction = "mean") -> Te
         reduction: `mean`, over batch and all elements of a layer, then over layers (the values of the published
             tables); or `sum`, the paper's formula: over the elements of a layer and over layers, divided by the
             number of layers, mean over the batch.
+        held: layer -> share of its original units that it still holds: those taken out count as units that do not
+            move, so that V and the weight it has do not jump when they leave; `sum` needs no such thing.
 
     Returns:
         A scalar, at least 0; gradients reach both halves.
     """
     terms = []
-    for latent in features.values():
-        count = latent.numel() // 2 if reduction == "mean" else latent.shape[0] // 2
+    for path, latent in features.items():
+        whole = latent.numel() / (held or {}).get(path, 1.0) if reduction == "mean" else latent.shape[0]
+        count = whole / 2
         terms.append(_Movement.apply(latent) / count)  # type: ignore[no-untyped-call]
     return torch.stack(terms).mean()
 

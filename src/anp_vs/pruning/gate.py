@@ -6,14 +6,16 @@ Source: Lee et al., "Adaptive Network Sparsification with Dependent Variational 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anp_vs.networks import NETWORKS
 from anp_vs.networks.layers import Dropout
 
 ALPHA = 1e-4
@@ -200,6 +202,35 @@ def sparsity_percent(network: nn.Module) -> float:
         return 0.0
     with torch.no_grad():
         return 100.0 * (1 - sum(int(gate.alive().sum()) for gate in found) / original)
+
+
+def original_units(network: nn.Module, path: str) -> int | None:
+    """Units of a latent layer in the architecture before anything was removed; None where it is not known."""
+    module = network.get_submodule(path)
+    if isinstance(module, Gate):
+        return module.original_units
+    sites: dict[str, tuple[int, float]] = getattr(network, "gate_sites", {})
+    if path in sites:
+        return sites[path][0]
+    name = next((name for name, made in NETWORKS.items() if type(network) is made), None)
+    return None if name is None or not isinstance(module, nn.Linear | nn.Conv2d) else _built_units(name, path)
+
+
+@cache  # training asks in every step
+def _built_units(name: str, path: str) -> int | None:
+    with torch.device("meta"):  # only shapes are wanted
+        layer = NETWORKS[name](2).get_submodule(path)
+    return len(layer.weight) if isinstance(layer, nn.Linear | nn.Conv2d) else None
+
+
+def units_held(network: nn.Module, features: Mapping[str, Tensor]) -> dict[str, float]:
+    """Of each layer of latent features the share of its original units that it still holds; 1 where that is not known."""
+    shares = {}
+    for path, latent in features.items():
+        module = network.get_submodule(path)
+        held = module.units if isinstance(module, Gate) else latent.shape[1]
+        shares[path] = held / max(original_units(network, path) or held, held)
+    return shares
 
 
 @contextmanager

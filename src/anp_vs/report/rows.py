@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from statistics import fmean, stdev
 from typing import Any
 
 from anp_vs import recipes
+from anp_vs.methods import METHODS
 from anp_vs.report.runs import RunRecord
 from anp_vs.report.tables import published
 
@@ -21,7 +22,7 @@ BETTER = {
 DECIMALS = {"white_box_vulnerability": 3, "black_box_vulnerability": 3, "parameters": 0, "macs": 0}
 CONDITIONS = ("protocol", "norm", "eps", "step", "steps", "restarts", "images", "reduction")
 """What must be the same for two evaluations to stand in one table."""
-PAPER_RUNS, PAPER_EPOCHS = 5, 200
+PAPER_RUNS, PAPER_EPOCHS = 5, "200"
 """Behind every published row: runs averaged, and epochs of training (Madaan, Shin, Hwang, ICML 2020, section 5)."""
 
 
@@ -62,7 +63,7 @@ class Line:
         name: of the recipe's row, or of the published method.
         measured: whether it was measured here.
         runs: how many were averaged.
-        epochs: of training.
+        epochs: of training, those of the networks it started from first: 5 + 6.
         seeds: of the runs; not known of a published row.
         detail: what differs from the built-in recipe.
         cells: column -> figure.
@@ -73,7 +74,7 @@ class Line:
     measured: bool
     cells: dict[str, Cell]
     runs: int
-    epochs: int
+    epochs: str
     seeds: tuple[int, ...] = ()
     detail: str = ""
     suspicious: bool | None = None
@@ -141,11 +142,14 @@ def _fill(block: Block, members: Sequence[tuple[RunRecord, Mapping[str, Any]]]) 
 def _configuration(values: Mapping[str, Any]) -> dict[str, Any]:
     """What tells two rows apart: all of the recipe but the seed, where files lie, and what computes the same faster."""
     own = [name for name in ("start", "teacher", "generated") if values.get(name) not in (None, *recipes.RECIPES)]
-    same = ("seed", "data_root", "black_box", "compilation")
+    same = ("seed", "data_root", "black_box", *recipes.MEASURED)
     kept = {name: value for name, value in values.items() if name not in same}
     for field_ in fields(recipes.Recipe):  # one that is newer than the row had its default's effect
         if field_.default is not MISSING and field_.name not in same:
             kept.setdefault(field_.name, field_.default)
+    method = METHODS.get(kept["method"].get("name"))
+    if method is not None:
+        kept["method"] = asdict(method()) | kept["method"]
     return kept | dict.fromkeys(own, "of one's own")
 
 
@@ -156,6 +160,18 @@ def changes(values: Mapping[str, Any]) -> str:
         return "own recipe"
     known, found = _flat(_configuration(recipes.to_dict(built_in))), _flat(_configuration(values))
     return ", ".join(f"{name} {value}" for name, value in found.items() if known.get(name) != value)
+
+
+def settled(group: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In words, how runs of one recipe computed where they did not all compute alike: each settles that by measuring."""
+    ways = {name: sorted({str(values[name]) for values in group if name in values}) for name in recipes.MEASURED}
+    return [f"{name} {' or '.join(found)}" for name, found in ways.items() if len(found) > 1]
+
+
+def epochs(card: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """Epochs of a run's recipe behind those of every training its weights went through; ? where a card does not tell."""
+    own: list[dict[str, Any]] = [{"epochs": None}] if values.get("start") else []
+    return " + ".join(str(stage["epochs"] or "?") for stage in [*(card.get("stages") or own), values])
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -173,9 +189,11 @@ def _line(group: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> Line:
         measured=True,
         cells={column: _cell(column, [row for _, row in group]) for column in BETTER},
         runs=len(group),
-        epochs=int(first["recipe_values"]["epochs"]),
+        epochs=epochs(group[0][0].card, first["recipe_values"]),
         seeds=tuple(row["seed"] for _, row in group),
-        detail=changes(first["recipe_values"]),
+        detail=", ".join(
+            filter(None, (changes(first["recipe_values"]), *settled([row["recipe_values"] for _, row in group])))
+        ),
         suspicious=any(verdicts) if verdicts else None,
     )
 

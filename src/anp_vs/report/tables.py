@@ -64,17 +64,19 @@ def show_blocks(runs: Sequence[Path]) -> None:
 
     columns = {**COLUMNS, **MEASURED_ONLY}
     for block in blocks(read_runs(runs)):
-        table = Table(
-            f"{block.table} ({block.conditions['protocol']})", "runs", *columns.values(), box=None, pad_edge=False
-        )
-        for line in block.lines:
+        title = f"{block.table} ({block.conditions['protocol']})"
+        table = Table(title, "runs", "epochs", *columns.values(), box=None, pad_edge=False)
+        for line in (*block.lines, *block.elsewhere):
             cells = (line.cells.get(column) for column in columns)
             texts = [
                 " ".join(filter(None, (c.text, c.spread_text))) if c and c.value is not None else "-" for c in cells
             ]
             name = line.name if line.measured else f"  {line.name}, published"
-            table.add_row(name, str(line.runs), *texts, style="" if line.measured else "dim")
+            style = "" if line.measured else "dim"
+            table.add_row(name, str(line.runs), line.epochs, *texts, style=style, end_section=line is block.lines[-1])
         _print(table, 200)
+        if block.elsewhere:
+            OutputConsole().print(f"The published rows do not compare with these: {block.reason}.\n", highlight=False)
 
 
 def _print(table: Table, wide: int) -> None:

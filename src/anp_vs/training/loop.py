@@ -299,8 +299,12 @@ class Trainer:
             self.optimisers.renew(self.network)
             self.average = None
             self._fix_gates()
-            kept = f"; every unit of {', '.join(closed)} would be pruned, the strongest was kept" if closed else ""
-            return f"gates fixed at {sparsity_percent(self.network):.1f} % sparsity; {removed} units left the network{kept}"
+            said = f"gates fixed at {sparsity_percent(self.network):.1f} % sparsity; {removed} units left the network"
+            if closed:
+                said += f"; every unit of {', '.join(closed)} would be pruned, the strongest was kept"
+            if recipe.target_sparsity is not None and not reached:
+                said += f"; the target of {recipe.target_sparsity:g} % was not reached: raise method.beta or decide_at"
+            return said
         if recipe.remove_after and self.step % max(1, recipe.remove_after // 4) == 0:
             dead = {name: count >= recipe.remove_after for name, count in self.dead_for.items()}
             if any(bool(d.any()) for d in dead.values()) and (removed := self.remove(dead)):

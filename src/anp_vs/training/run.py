@@ -26,6 +26,7 @@ from anp_vs.data import load as load_data
 from anp_vs.data.generated import load_generated
 from anp_vs.device import choose
 from anp_vs.errors import InputError, RunError, Stopped
+from anp_vs.methods import METHODS
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates, sparsity_percent
 from anp_vs.recipes import MEASURED, Recipe
@@ -140,6 +141,17 @@ def _start(recipe: Recipe, root: Path, fabric: Fabric, quiet: bool) -> tuple[dic
     """The weights a recipe begins with, and their card; trains them first when they are another recipe's."""
     network = _needed(recipe, "start", root, fabric, quiet)
     card = serialization.read_card(network) if network else {}
+    if recipe.method.transfers:
+        trained: Mapping[str, Any] = card.get("recipe") or {}
+        by = METHODS.get(trained.get("method", {}).get("name"))  # None: a network of one's own, which does not tell
+        if network is None or (by is not None and not by.adversarial):
+            found = (
+                "there is no start" if network is None else f"{recipe.start} was trained by {trained['method']['name']}"
+            )
+            raise InputError(
+                f"{recipe.name} fine-tunes a network that was trained on attacks, since their robustness is what moves to "
+                f"the new task, and {found}. Give --start with the recipe or run of one, such as mnist-cpu/pretraining."
+            )
     return serialization.read_tensors(network, card) if network else None, card
 
 
@@ -218,6 +230,7 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
     # What the network it starts from, or its teacher, has seen of other data is behind this one too.
     seen = recipe.extra_data, before.get("extra_data"), learned.get("extra_data")
     extra_data = str(state.get("extra_data", "") if state else next(filter(None, seen), ""))
+    stages = state.get("stages") if state else _stages(before)
     told = None
     if run.recipe_file.exists():  # how to compute was settled when the run began
         held = run.read_recipe()
@@ -252,6 +265,7 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
                 "watch": watch.state_dict(),
                 "teacher": lesson,
                 "extra_data": extra_data,
+                "stages": stages,
                 "owed": owed,
                 "metrics_position": metrics.position(),
                 "said": None,
@@ -312,8 +326,17 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
                 )
         keep()
     if first:
-        _finish(recipe, run, dataset, trainer, {"extra_data": extra_data} if extra_data else {})
+        kept = {"extra_data": extra_data, "stages": stages}
+        _finish(recipe, run, dataset, trainer, {name: value for name, value in kept.items() if value})
     fabric.barrier()
+
+
+def _stages(before: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The trainings behind the network of a card, oldest first: what each was called and its epochs (None: unknown)."""
+    if not before:
+        return []
+    recipe: Mapping[str, Any] = before.get("recipe") or {}
+    return [*before.get("stages", ()), {"recipe": recipe.get("name"), "epochs": recipe.get("epochs")}]
 
 
 @contextmanager
