@@ -36,12 +36,17 @@ from anp_vs.training.run_directory import MetricsLog, RunDirectory
 HOME = Path(__file__).resolve().parent.parent
 BASE = "anp-vs"
 PLAIN = "plain cross-entropies"
-PAPER = ("at", "at-vs", "anp", PLAIN)
-"""The ablation of the paper: with and without gates, with and without suppression."""
-LABELS = {"at": "AT", "at-vs": "AT-VS", "anp": "ANP", PLAIN: "ANP-VS, plain cross-entropies"}
+AT_SUMMED, SUMMED = "AT-VS, V summed", "plain cross-entropies, V summed"
+PAPER = ("at", "at-vs", AT_SUMMED, "anp", PLAIN, SUMMED)
+"""The ablation of the paper: with and without gates, with and without suppression, V as the mean and as the sum."""
+LABELS = {
+    "at": "AT", "at-vs": "AT-VS", AT_SUMMED: AT_SUMMED, "anp": "ANP", PLAIN: "ANP-VS, plain cross-entropies",
+    SUMMED: "ANP-VS, plain cross-entropies, V summed",
+}  # fmt: skip
 GREY, BLUE, ORANGE = "#888888", "#3b82c4", "#d9772b"
 VARIANTS: dict[str, dict[str, Any]] = {
     PLAIN: {"method": {"adversarial_loss": "ce"}},
+    SUMMED: {"method": {"adversarial_loss": "ce", "reduction": "sum"}},
     "MART inside": {"method": {"adversarial_loss": "mart"}},
     "gates see V": {"method": {"gate_loss": "adversarial+vulnerability"}},
     "no weight average": {"average": 0.0},
@@ -53,6 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "units priced by their MACs": {"cost_exponent": 0.3},
 }
 """What each changes of TABLE/anp-vs, one thing at a time."""
+DENSE = {"trades": "TRADES, dense"}
 TAUGHT = "dense TRADES as teacher"
 LONGER = "fine-tuned with TRADES"
 """The small network that TABLE/anp-vs ended with, trained on for half as many epochs at a third of the learning rate."""
@@ -80,6 +86,7 @@ def plan(table: str) -> dict[str, recipes.Recipe]:
     )
     for name, change in changes.items():
         chosen[name] = override(base, {**change, "name": named(table, name)})
+    chosen[AT_SUMMED] = override(chosen["at-vs"], {"name": named(table, AT_SUMMED), "method": {"reduction": "sum"}})
     longer = {"start": base.name, "epochs": base.epochs // 2, "lr": base.lr / 3, "eps_warmup": 0.0}
     chosen[LONGER] = override(chosen["trades"], {**longer, "name": named(table, LONGER)})
     return chosen
@@ -93,8 +100,7 @@ def named(table: str, variant: str) -> str:
 def measure(recipe: recipes.Recipe, work: Path, autoattack: int, data_root: str | None) -> dict[str, Any]:
     """Train and evaluate one variant with one seed, unless that is done; returns its row."""
     run = RunDirectory(RunDirectory.default(recipe, work))
-    if not run.finished:
-        train(recipe, out=run.path, quiet=True)
+    train(recipe, out=run.path, quiet=True)  # a finished run is checked to be this recipe's
     row = json.loads(run.evaluation.read_text()) if run.evaluation.exists() else None
     if row is None or (row["autoattack_images"] or 0) < autoattack:
         row = evaluate_run(run.path, autoattack=autoattack or None, masking=None, progress=False, data_root=data_root)
@@ -128,8 +134,8 @@ def draw(found: dict[str, dict[str, Any]], table: str, folder: Path) -> None:
 
 def draw_ablation(found: dict[str, dict[str, Any]], recipe: str, judge: str, judged: str, path: Path) -> None:
     """Accuracies of the paper's four, of the recipe, and of what changes it."""
-    changed = {name: f"… {name}" for name in (*VARIANTS, TAUGHT, LONGER) if name != PLAIN}
-    labels = {name: label for name, label in (LABELS | {BASE: recipe} | changed).items() if name in found}
+    changed = {name: f"… {name}" for name in (*VARIANTS, TAUGHT, LONGER) if name not in PAPER}
+    labels = {name: label for name, label in (LABELS | {BASE: recipe} | changed | DENSE).items() if name in found}
     figure = Figure(figsize=(7.5, 0.32 * len(labels) + 1), layout="constrained")
     axes = figure.subplots()
     for column, colour, label in (
@@ -217,15 +223,22 @@ def main() -> int:
         stored = json.loads(out.read_text())
         draw(stored["variants"], stored["table"], HOME / "docs")
         return 0
+    variants = plan(asked.table)
+    facts = {"table": asked.table, "seeds": asked.seeds, "autoattack_images": asked.autoattack}
+    if unknown := set(asked.only or ()) - set(variants):
+        parser.error(f"--only: no variant {sorted(unknown)[0]!r}; there are {', '.join(variants)}")
     found: dict[str, Any] = {}
-    for name, recipe in plan(asked.table).items():
-        if asked.only and name not in asked.only:
-            continue
+    if asked.only:  # the others stay as they were measured
+        stored = json.loads(out.read_text())
+        if any(stored[name] != value for name, value in facts.items()):
+            parser.error(f"--only adds to what {out} holds, so it needs the same --table, --seeds and --autoattack")
+        found = stored["variants"]
+    for name in asked.only or variants:
+        recipe = variants[name]
         seeded = [override(recipe, {"seed": seed, "data_root": asked.data_root}) for seed in range(asked.seeds)]
         found[name] = summary([measure(each, asked.work, asked.autoattack, asked.data_root) for each in seeded])
         figures = ", ".join(f"{c} {found[name][c]['mean']:.2f}" for c in MEASURED[:3])
         print(f"{name}: {figures}", flush=True)
-        facts = {"table": asked.table, "seeds": asked.seeds, "autoattack_images": asked.autoattack}
         write_atomically(out, json.dumps({**facts, "variants": found, **provenance()}, indent=2).encode() + b"\n")
     draw(found, asked.table, HOME / "docs")
     return 0

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import anp_vs
+from anp_vs.deploy.run import export_run
 from anp_vs.evaluation.cost import macs
 from anp_vs.pruning.gate import gates
 from anp_vs.pruning.graph import example_for
@@ -25,6 +26,17 @@ def test_a_shipped_network_is_small_and_plain_and_costs_what_its_card_says(name:
     recipe = card_of(network)["recipe"]
     for name in ("data_root", "start", "teacher", "black_box", "generated"):
         assert not str(recipe.get(name)).startswith(("/", "~")), name
+
+
+def test_a_shipped_network_is_exported_into_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mnist/anp-vs").mkdir(parents=True)  # a folder of its name that holds no network
+    before = shipped()
+    written = export_run(Path("mnist/anp-vs"), "safetensors")
+    assert written[0].resolve().parent == tmp_path
+    assert shipped() == before
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -114,16 +114,13 @@ def _logits(network: nn.Module) -> int | None:
     return int(weights[-1].shape[0]) if weights else None
 
 
+SHIPPED = Path(str(resources.files("anp_vs"))) / "shipped"
+"""Folder of the networks that are part of the package."""
+
+
 def shipped() -> list[str]:
     """Names of the networks that are part of the package."""
-    root = resources.files("anp_vs") / "shipped"
-    if not root.is_dir():
-        return []
-    return sorted(
-        f"{table.name}/{file.name.removesuffix('.safetensors')}"
-        for table in root.iterdir() if table.is_dir()
-        for file in table.iterdir() if file.name.endswith(".safetensors")
-    )  # fmt: skip
+    return sorted(file.relative_to(SHIPPED).with_suffix("").as_posix() for file in SHIPPED.glob("*/*.safetensors"))
 
 
 def locate(path_or_name: str | Path) -> Path:
@@ -137,13 +134,13 @@ def locate(path_or_name: str | Path) -> Path:
         for name in ("compact.safetensors", "network.safetensors"):
             if (path / name).exists():
                 return path / name
+    if str(path_or_name) in shipped():  # before a folder of that name that holds nothing
+        return SHIPPED / f"{path_or_name}.safetensors"
+    if path.is_dir():
         raise RunError(f"The run directory {path} holds no network yet; finish its training: anp-vs train {path}.")
     for candidate in (path, path.with_name(path.name + ".safetensors")):
         if candidate.is_file() and candidate.suffix == ".safetensors":
             return candidate
-    bundled = Path(str(resources.files("anp_vs") / "shipped" / f"{path_or_name}.safetensors"))
-    if str(path_or_name) in shipped():
-        return bundled
     raise RunError(
         f"There is no saved network {str(path_or_name)!r}: neither a .safetensors file, nor a run directory, nor one of "
         f"the shipped networks ({', '.join(shipped()) or 'none'})."

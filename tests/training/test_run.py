@@ -49,6 +49,13 @@ def test_a_run_leaves_its_networks_its_recipe_and_metrics_without_gap(path: Path
     assert any(file.stat().st_size for file in (path / "tensorboard").iterdir())
 
 
+def test_a_target_that_was_not_reached_is_said(path: Path) -> None:
+    run.train(recipe("anp-vs", **PRUNING | {"target_sparsity": 99.9}), out=path, quiet=True)
+    said = [line["message"] for line in log_of(path) if "gates fixed" in line.get("message", "")]
+    assert len(said) == 1
+    assert "the target of 99.9 % was not reached" in said[0]
+
+
 def test_a_finished_run_is_loaded_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run.train(recipe(), out=path, quiet=True)
     monkeypatch.setattr(run, "Trainer", None)

@@ -24,7 +24,8 @@ def export_run(
     Args:
         run: run directory, saved network, or name of a shipped one.
         format: see `export`.
-        out: the file; `compact` with the format's ending, beside what was loaded, by default.
+        out: the file; by default `compact` with the format's ending beside what was loaded, and a shipped network
+            under its own name in the working directory.
         int8: also quantise, calibrated on 256 training images of the run's data set; only for `onnx`.
         data_root: where the data set is; the recipe's own place by default.
 
@@ -39,7 +40,8 @@ def export_run(
         raise InputError("int8 needs format onnx and a run directory, whose training images set the ranges.")
     network = serialization.load(run)
     found = serialization.locate(run)
-    written = [export(network, out or found.with_name("compact"), format)]
+    beside = Path(run.name) if found.is_relative_to(serialization.SHIPPED) else found.with_name("compact")
+    written = [export(network, out or beside, format)]
     if int8:
         recipe = recipes.find(run)
         dataset = load_data(
