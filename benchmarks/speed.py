@@ -378,50 +378,6 @@ def matrix_peak(size: int = 2048) -> float:
     return best
 
 
-LABELS = {
-    "pgd_lenet": "PGD-20, LeNet", "pgd_vgg16": "PGD step, VGG-16", "at_lenet": "training step, LeNet",
-    "at_vgg16": "training step, VGG-16, float32", "at_vgg16_bfloat16": "training step, VGG-16, bfloat16 (ours)",
-    "at_vgg16_bfloat16_against_autocast": "the same, peer under autocast by hand",
-    "whole_run_lenet": "whole ANP-VS run, LeNet", "inference_lenet_batch_1": "compact LeNet, batch 1",
-    "inference_lenet_batch_128": "compact LeNet, batch 128", "inference_vgg16_batch_1": "compact VGG-16, batch 1",
-    "inference_vgg16_batch_128": "compact VGG-16, batch 128",
-}  # fmt: skip
-
-
-def draw(results: dict[str, Any], path: Path) -> None:
-    """The ratios with their quartiles, as bars; a dot shows the ratio of MACs where there is one."""
-    from matplotlib.figure import Figure
-
-    shown = [key for key in LABELS if key in results][::-1]
-    figure = Figure(figsize=(7.5, 0.42 * len(shown) + 1), layout="constrained")
-    axes = figure.subplots()
-    for place, key in enumerate(shown):
-        value = results[key]
-        whiskers = [[value["ratio"] - value["low"]], [value["high"] - value["ratio"]]]
-        axes.barh(place, value["ratio"], xerr=whiskers, color="#4477aa", height=0.6, error_kw={"capsize": 3})
-        near = value.get("macs_ratio", 0) < 1.6 * value["high"]  # then the label goes behind the dot
-        axes.text(
-            max(value["high"], value.get("macs_ratio", 0) if near else 0) * 1.06,
-            place,
-            f"{value['ratio']:.2f}x",
-            va="center",
-        )
-        if "macs_ratio" in value:
-            axes.plot(value["macs_ratio"], place, "o", color="#cc6677", label="ratio of MACs" if place == 0 else None)
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
-    axes.set_xlim(0.9, 26)
-    axes.minorticks_off()
-    axes.set_yticks(
-        range(len(shown)), [f"{LABELS[key]}\nagainst {results[key]['against']}" for key in shown], fontsize=8
-    )
-    axes.set_xlabel("times faster than the fastest other contestant (median, quartiles)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(*axes.get_legend_handles_labels(), loc="upper right", frameon=False)
-    figure.savefig(path)
-
-
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -430,11 +386,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=list(SETTINGS))
     parser.add_argument("--out", type=Path, default=Path("results/speed.json"))
     parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
-    parser.add_argument("--draw", type=Path, help="only draw what --out holds, as this file")
     asked = parser.parse_args()
-    if asked.draw:
-        draw(json.loads(asked.out.read_text()), asked.draw)
-        return
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     asked.out.parent.mkdir(exist_ok=True)
