@@ -43,9 +43,10 @@ def main() -> None:
         if "macs_ratio" in value:
             first = not any("macs_ratio" in results[before] for before in shown[:place])
             axes.plot(value["macs_ratio"], place, "D", color=ORANGE, label="ratio of MACs" if first else None)
+        left = "macs_ratio" in value  # whose mark stands on the right
         axes.annotate(
-            f"{value['ratio']:.2f}", (value["low"], place), (-6, 0), textcoords="offset points", ha="right", va="center",
-            color=GREY, fontsize=8,
+            f"{value['ratio']:.2f}", (value["low" if left else "high"], place), (-6 if left else 6, 0),
+            textcoords="offset points", ha="right" if left else "left", va="center", color=GREY, fontsize=8,
         )  # fmt: skip
         threads = " (2 threads)" if value["machine"].endswith("2 threads") else ""
         names.append(f"{LABELS[key]}{threads}\nagainst {OTHERS.get(value['against'], value['against'])}")
