@@ -80,11 +80,12 @@ def evaluated(run: Path) -> bool:
 def keep(run: Path, out: Path) -> None:
     """All but the dense networks and the checkpoints, in one file a run; and the rows of all runs."""
     archive = out / "keep" / f"{'_'.join(run.parts[-3:])}.tar.gz"
-    if archive.exists():
+    files = sorted(path for pattern in KEPT for path in run.glob(pattern))
+    if archive.exists() and archive.stat().st_mtime >= max(path.stat().st_mtime for path in files):
         return
     archive.parent.mkdir(exist_ok=True)
     with tarfile.open(archive, "w:gz") as file:
-        for path in sorted(path for pattern in KEPT for path in run.glob(pattern)):
+        for path in files:
             file.add(path, "/".join((*run.parts[-3:], path.name)))
     rows = [json.loads(path.read_text()) for path in sorted(out.glob("*/*/*/evaluation.json"))]
     (out / "rows.json").write_text(json.dumps(rows, indent=2))
