@@ -95,7 +95,7 @@ def _connect(ray: Any) -> None:
         ray.init(log_to_driver=False, include_dashboard=False)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, Ray's own: each means the same
         raise InputError(
-            f"There is no way into the Ray cluster at RAY_ADDRESS={address or '(not set: a local one)'}: {brief(error)}. "
+            f"There is no way into the Ray cluster at RAY_ADDRESS={address or '(not set: a local one)'} ({brief(error)}). "
             f"Start it there (ray start --head), correct or unset RAY_ADDRESS, and have the cluster's token in "
             f"~/.ray/auth_token."
         ) from error
