@@ -15,7 +15,7 @@ from anp_vs.reproduce import plan
 from anp_vs.training import validation
 
 
-def test_a_table_from_nothing_to_its_page_and_on_after_a_failure(
+def test_a_table_from_nothing_to_its_page_and_on_after_a_failure_and_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small: dict[str, Any] = {
@@ -50,10 +50,14 @@ def test_a_table_from_nothing_to_its_page_and_on_after_a_failure(
         ["standard", "1"]
     ]
 
+    network = standard / "network.safetensors"
+    whole = network.read_bytes()
+    network.write_bytes(whole[:5000])
     assert main(command) == 0
     said = capsys.readouterr()
+    assert network.read_bytes() == whole  # mended from its checkpoint
     assert evaluated == [standard, bp, bp]  # what was done was not done again
-    assert "5 jobs: 1 waiting, 4 done" in said.err
+    assert "5 jobs: 3 waiting, 2 done" in said.err
     row = json.loads((bp / "evaluation.json").read_text())
     assert (row["images"], row["autoattack_images"], row["black_box_source"]) == (20, 4, str(source))
     (line,) = (line for line in said.out.splitlines() if line.startswith("bp "))

@@ -106,7 +106,7 @@ class Overview:
         return table
 
     def table(self, rows: int | None = None) -> RenderableType:
-        """The present picture; with less rows than jobs, what runs or has failed comes first, and the rest is counted."""
+        """The present picture; with fewer rows than jobs what runs or has failed comes first, the rest is counted."""
         with self._lock:
             shown, rest = self.jobs, Counter[State]()
             if rows is not None and rows < len(self.jobs):
@@ -137,7 +137,7 @@ class Overview:
 
         if self._ended or (len(self.jobs) < height and lines(len(self.jobs)) <= height):
             return self.table()
-        return self.table(bisect_right(range(height), height, key=lines) - 1)
+        return self.table(max(0, bisect_right(range(height), height, key=lines) - 1))
 
     def _counts(self) -> str:
         counts = ", ".join(f"{n} {state}" for state in STYLES if (n := self.count(state)))
