@@ -214,24 +214,24 @@ def reproduce(words: list[str]) -> int:
     from anp_vs.report.page import write_report
     from anp_vs.report.tables import show_blocks
     from anp_vs.reproduce import table
-    from anp_vs.reproduce.overview import Overview
     from anp_vs.reproduce.plan import plan
 
     asked = tyro.cli(ReproduceCommand, args=words, prog="anp-vs reproduce", config=(tyro.conf.AvoidSubcommands,))
+    # A worker of the cluster has a folder of its own, from which relative paths would lead elsewhere.
     out = asked.out.resolve() if asked.cluster else asked.out
+    data_root = str(asked.data_root.resolve()) if asked.data_root else None
     jobs = plan(
-        asked.table, rows=asked.rows or None, seeds=asked.seeds, effort=asked.recipe, root=out,
-        data_root=asked.data_root, autoattack=asked.autoattack,
+        asked.table, rows=asked.rows or None, seeds=asked.seeds, effort=asked.recipe, root=out, data_root=data_root,
+        autoattack=asked.autoattack,
     )  # fmt: skip
-    table.refuse_others(jobs)
-    if asked.dry:
-        OutputConsole().print(Overview(jobs).table())
-        return 0
     overview = table.reproduce(
-        jobs, cluster=asked.cluster, retries=asked.retries, cpus=asked.cpus, gpus=asked.gpus, data_root=asked.data_root,
-        device=asked.device,
+        jobs, cluster=asked.cluster, retries=asked.retries, cpus=asked.cpus, gpus=asked.gpus, data_root=data_root,
+        device=asked.device, dry=asked.dry,
     )  # fmt: skip
-    if runs := table.evaluated(jobs):
+    if asked.dry:
+        OutputConsole().print(overview.plan())
+        return 0
+    if runs := table.evaluated(overview):
         show_blocks(runs)
         print(f"The page: {write_report(runs, out / f'{asked.table}-{asked.recipe}.html')}")
     lost = overview.count("failed") + overview.count("left out")

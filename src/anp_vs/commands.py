@@ -176,23 +176,24 @@ class ReproduceCommand:
         rows: which ones; by default all of the eight published rows that the recipe has.
         seeds: runs of each row, with the seeds 0, 1, ...
         recipe: paper, 200 epochs as published; reduced to what two CPU cores (cpu) or, CIFAR only, one GPU (gpu) can
-            train; or, MNIST only, best: the small network improved beyond the paper, with the networks it needs.
+            train; or, not for CIFAR-100, best: the small network improved beyond the paper, with the networks it needs.
         data_root: folder that holds the data sets; without it they are downloaded.
         out: folder of the run directories and of the report.
         autoattack: test images to run AutoAttack on; 0 for none.
-        retries: further tries of a run that failed, each from its last checkpoint.
+        retries: further tries of a run that failed, each from its last checkpoint; none after a wrong value or a file
+            that is missing.
         device: where to train.
         cluster: spread the runs over Ray: the cluster at RAY_ADDRESS, or a local one that is started.
         cpus: CPU cores of one run on the cluster.
-        gpus: GPUs of one run on the cluster; 0.5 lets two share one.
-        dry: only show the plan.
+        gpus: GPUs of one run on the cluster; 0.5 lets two share one; with --device cuda 1 by default.
+        dry: only show the plan: what is done, what is not, and what each run needs.
     """
 
     table: Annotated[Literal["mnist", "cifar10", "cifar100"], tyro.conf.Positional]
     rows: tuple[str, ...] = ()
     seeds: int = 1
     recipe: Literal["paper", "cpu", "gpu", "best"] = "cpu"
-    data_root: str | None = None
+    data_root: Path | None = None
     out: Path = Path("runs")
     autoattack: int = 1000
     retries: int = 2

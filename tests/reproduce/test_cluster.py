@@ -16,6 +16,7 @@ from anp_vs.errors import InputError
 from anp_vs.reproduce.cluster import work_on_cluster
 from anp_vs.reproduce.overview import Overview
 from anp_vs.reproduce.plan import Job
+from anp_vs.reproduce.table import reproduce
 from anp_vs.training import checkpoint
 from anp_vs.training.run import train
 
@@ -79,7 +80,9 @@ def when(ready: Callable[[], bool], then: Callable[[], None]) -> threading.Threa
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the worker through /proc")
-def test_a_killed_worker_is_replaced_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_goes_on_from_its_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     killed, lost = job("killed", tmp_path), job("lost", tmp_path, start=str(tmp_path / "nowhere"))
     after = Job("after", job("after", tmp_path).recipe, tmp_path / "after", needs=("lost",))
     overview = Overview([killed, lost, after])
@@ -97,6 +100,9 @@ def test_a_killed_worker_is_replaced_and_goes_on_from_its_checkpoint(tmp_path: P
         ray.shutdown()
     killer.join(10)
     assert overview.states == {"killed": "done", "lost": "failed", "after": "left out"}
+    said = capsys.readouterr().err
+    assert " 1 running" in said
+    assert " 2 running" not in said  # what was submitted and waits for the one core does not run
     (step,) = resumed(killed)
     assert 20 <= steps[0] <= step
     threads = torch.get_num_threads()
@@ -138,3 +144,22 @@ def test_more_than_the_cluster_has_is_refused(tmp_path: Path) -> None:
     jobs = [job("large", tmp_path)]
     with pytest.raises(InputError, match="asks for 100000 CPU cores"):
         work_on_cluster(jobs, Overview(jobs), retries=0, cpus=100_000, gpus=0, data_root=None, device="cpu")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:123456", "head:6379", ""])
+def test_a_cluster_that_cannot_be_joined_is_a_mistake_with_a_remedy(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody listens at the first addresses; behind the last ones is Ray, which refuses."""
+
+    def refuse(**_: object) -> None:
+        raise RuntimeError("Failed to connect to GCS.\nAuthentication token is missing or incorrect")
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "3")
+    monkeypatch.setattr(ray, "init", refuse)
+    if address == "head:6379":
+        monkeypatch.setattr("socket.create_connection", lambda *_, **__: open(os.devnull))  # noqa: PTH123, SIM115
+    refused = "token is missing" if address in ("", "head:6379") else "refused|65535"
+    with pytest.raises(InputError, match=rf"RAY_ADDRESS={address}.*({refused}).*unset RAY_ADDRESS.*auth_token"):
+        reproduce([job("first", tmp_path)], cluster=True)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_nothing_is_foretold_before_an_epoch_has_ended(plan: Plan) -> None:
     plan.now = 50
     plan.log(plan.at, 5)
     assert plan.overview.left() == {}
-    assert plan.overview.summary() == "4 jobs: 3 waiting, 1 running; 0:00:50 so far"
+    assert plan.overview.summary() == "4 jobs: 1 running, 3 waiting; 0:00:50 so far"
 
 
 def test_a_training_goes_on_at_its_pace_and_others_cost_their_passes(plan: Plan) -> None:
@@ -62,7 +63,7 @@ def test_a_training_goes_on_at_its_pace_and_others_cost_their_passes(plan: Plan)
     plan.log(plan.at, 5, 10, 12)
     # 10 s a step: 28 steps are left of 40. Those 400 s are 8 passes; a training without an attack has 4 of them.
     assert plan.overview.left() == pytest.approx({"at": 280, "standard": 200})
-    assert plan.overview.summary() == "4 jobs: 3 waiting, 1 running; 0:02:00 so far, at least 0:08:00 left"
+    assert plan.overview.summary() == "4 jobs: 1 running, 3 waiting; 0:02:00 so far, at least 0:08:00 left"
     title, _, at, standard, first, _ = plan.shown()
     assert title.strip() == plan.overview.summary()
     assert at.split() == ["at", "running", "2/4", "91.0", "50.0", "0:02:00", "0:04:40"]
@@ -115,6 +116,41 @@ def test_times_are_also_told_without_a_terminal(plan: Plan, capsys: pytest.Captu
     plan.log(plan.at, 10, 20, 30, 40)
     overview.mark(plan.at, "done")
     assert capsys.readouterr().err.splitlines() == [
-        "at: running [2 jobs: 1 waiting, 1 running; 0:00:00 so far]",
+        "at: running [2 jobs: 1 running, 1 waiting; 0:00:00 so far]",
         "at: done after 0:01:20 [2 jobs: 1 waiting, 1 done; 0:01:20 so far, about 0:00:40 left]",
     ]
+
+
+def test_the_pace_is_one_of_images(tmp_path: Path) -> None:
+    """On MNIST an epoch has 43 times the images of the digits, that its pre-training is made on."""
+    now = [0.0]
+    at, before = (Job(row, recipes.RECIPES[f"mnist-cpu/{row}"], tmp_path / row) for row in ("at", "pretraining"))
+    overview = Overview([at, before], clock=lambda: now[0])
+    overview.mark(at, "running")
+    now[0] = 600
+    at.run.mkdir()
+    (at.run / "metrics.jsonl").write_text(json.dumps({"step": 2000, "epoch": 4, "clean_accuracy": 98.0}) + "\n")
+    overview.mark(at, "done")
+    assert overview.left() == pytest.approx({"pretraining": 600 / 5 * 40 * 1397 / 60_000})
+
+
+def test_a_small_terminal_shows_what_runs_and_has_failed_and_counts_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm", "COLUMNS": "90", "LINES": "14"}.items():
+        monkeypatch.setenv(name, value)
+    jobs = [Job(f"job-{number}", recipes.RECIPES["digits/at"], tmp_path / str(number)) for number in range(60)]
+    overview = Overview(jobs)
+    for job in jobs[:40]:
+        overview.mark(job, "done", "was done before")
+    overview.mark(jobs[40], "running")
+    overview.mark(jobs[41], "failed", "try 3: " + "a long reason " * 10)
+    with overview:
+        small = capsys.readouterr().err
+    whole = capsys.readouterr().err
+    assert len(small.splitlines()) <= 14
+    assert small.index("job-40") < small.index("job-41")
+    assert "not shown:" in small
+    assert "40 done" in small.split("not shown:")[1]
+    assert set(re.findall(r"job-\d+", small)).isdisjoint(job.name for job in jobs[:40])
+    assert set(re.findall(r"job-\d+", whole)) == {job.name for job in jobs}

@@ -1,15 +1,18 @@
 """The plan of a table, and working through it in this process."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from anp_vs import recipes, serialization
 from anp_vs.cli import main
-from anp_vs.errors import InputError, RunError
+from anp_vs.errors import DataError, InputError, RunError
 from anp_vs.networks import build
-from anp_vs.reproduce.here import work_here
+from anp_vs.reproduce import table as reproduce_table
+from anp_vs.reproduce.here import brief, work_here
 from anp_vs.reproduce.overview import Overview
 from anp_vs.reproduce.plan import ROWS, Job, plan
 from anp_vs.reproduce.table import reproduce
@@ -34,6 +37,10 @@ def test_every_job_stands_behind_what_it_needs_and_once(table: str, effort: str)
     assert sum("black-box-source" in job.name for job in jobs) == 1
     vs = next(job for job in jobs if job.trains and job.name.endswith("anp-vs seed 2"))
     assert [name.rpartition("/")[2] for name in vs.needs] == ["standard seed 2"]
+
+
+def test_the_black_box_source_is_the_one_of_all_rows_when_it_is_asked_for_itself() -> None:
+    assert names(plan("mnist", rows=["black-box-source"], seeds=2)) == ["train mnist-cpu/black-box-source seed 1000003"]
 
 
 def test_the_best_row_waits_for_its_start_and_its_teacher() -> None:
@@ -117,6 +124,23 @@ def test_a_failure_is_tried_again_and_then_leaves_the_rest_alone(tmp_path: Path,
     assert overview.states["evaluate mnist-cpu/at seed 0"] == "done"
 
 
+@pytest.mark.parametrize("error", [InputError, DataError])
+def test_a_mistake_is_not_made_again(tmp_path: Path, error: type[Exception]) -> None:
+    jobs = plan("mnist", rows=["at"], root=tmp_path)
+    overview, tried = work(jobs, {jobs[0].name: 9}, retries=3, error=error)
+    assert tried.count(jobs[0].name) == 1
+    assert overview.states[jobs[0].name] == "failed"
+
+
+def test_a_long_message_keeps_its_beginning_and_its_remedy() -> None:
+    said = brief(
+        DataError("labels.gz is not there;\n" + "tried another server, " * 50 + "name a folder with --data-root.")
+    )
+    assert said.startswith("DataError: labels.gz is not there; tried")
+    assert said.endswith(" name a folder with --data-root.")
+    assert len(said) == 500
+
+
 def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = plan("mnist", rows=["at"], root=tmp_path)
     monkeypatch.setattr(Job, "done", lambda job: job.trains)
@@ -166,6 +190,46 @@ def test_showing_the_plan_refuses_what_working_on_it_would(tmp_path: Path, capsy
     assert "epochs (1 there, 5 asked)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", [["--cpus", "0"], ["--retries", "-1"], ["--device", "cuda"]], ids=" ".join)
+def test_showing_the_plan_refuses_the_options_that_working_on_it_would(
+    wrong: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["reproduce", "mnist", "--out", str(tmp_path), "--dry", *wrong]) == 2
+
+
+def test_the_plan_tells_what_is_done_and_what_each_job_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(plan("mnist", rows=["bp"], root=tmp_path)[0])
+    assert main(["reproduce", "mnist", "--rows", "bp", "--out", str(tmp_path), "--dry"]) == 0
+    title, _, *jobs = capsys.readouterr().out.splitlines()
+    assert title.strip() == "4 jobs: 3 waiting, 1 done"
+    assert [line.split() for line in jobs] == [
+        "1 train mnist-cpu/standard seed 0 done 3".split(),
+        "2 train mnist-cpu/bp seed 0 waiting 4 1".split(),
+        "3 train mnist-cpu/black-box-source seed 1000003 waiting 4".split(),
+        "4 evaluate mnist-cpu/bp seed 0 waiting 2, 3".split(),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus"),
+    [([], 0), (["--device", "cuda"], 1), (["--device", "cuda", "--gpus", "0.5"], 0.5), (["--gpus", "2"], 2)],
+)
+def test_the_cluster_is_asked_for_gpus_and_told_whole_paths(
+    options: list[str], gpus: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(reproduce_table, "work_on_cluster", lambda jobs, _, **given: asked.update(given, jobs=jobs))
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "mnist", "--cluster", "--data-root", "data", "--out", "runs", *options]) == 0
+    assert asked["gpus"] == gpus
+    assert asked["data_root"] == str(tmp_path / "data")
+    assert {job.recipe.data_root for job in asked["jobs"]} == {str(tmp_path / "data")}
+    assert all(job.run.is_relative_to(tmp_path / "runs") for job in asked["jobs"])
+
+
 def test_a_network_of_no_known_recipe_is_refused(tmp_path: Path) -> None:
     jobs = plan("mnist", rows=["at"], root=tmp_path)
     (put(jobs[0]).run / "recipe.yaml").unlink()
@@ -177,6 +241,27 @@ def test_what_was_settled_by_measurement_and_where_the_data_lie_make_no_other_re
     settled = {"precision": "bfloat16", "layout": "contiguous", "compilation": "on", "data_root": "elsewhere"}
     job = plan("mnist", rows=["at"], root=tmp_path, data_root="here")[0]
     assert put(job, **settled).done()
+
+
+def test_a_damaged_network_is_not_done(tmp_path: Path) -> None:
+    training, source, evaluation = plan("mnist", rows=["at"], root=tmp_path, autoattack=1000)
+    put_row(training, source)
+    network = source.run / "network.safetensors"
+    network.write_bytes(network.read_bytes()[:5000])
+    assert [job.done() for job in (training, source, evaluation)] == [True, False, False]
+
+
+def test_what_only_finished_runs_needed_is_not_trained_again(tmp_path: Path) -> None:
+    jobs = {job.name: job for job in plan("mnist", rows=["bp"], root=tmp_path, autoattack=1000)}
+    start, bp, source, evaluation = jobs
+    put_row(jobs[bp], jobs[source])
+    overview = Overview(list(jobs.values()))
+    overview.look()
+    assert overview.states == {start: "not needed", bp: "done", source: "done", evaluation: "done"}
+    shutil.rmtree(jobs[bp].run)
+    overview = Overview(list(jobs.values()))
+    overview.look()
+    assert overview.states == {start: "waiting", bp: "waiting", source: "done", evaluation: "waiting"}
 
 
 def put_row(training: Job, source: Job, **changes: object) -> None:

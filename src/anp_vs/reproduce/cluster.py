@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+import socket
+from collections.abc import Iterator, Sequence
 from importlib import import_module, util
 from typing import Any
 
 from anp_vs.errors import InputError
-from anp_vs.reproduce.here import begin, said
+from anp_vs.reproduce.here import brief, due, worth_another_try
 from anp_vs.reproduce.overview import Overview
 from anp_vs.reproduce.plan import Job
 
@@ -37,15 +40,17 @@ def work_on_cluster(
         device: auto, cpu or cuda.
 
     Raises:
-        InputError: Ray is not installed, or the cluster cannot give a job what it asks for.
+        InputError: Ray is not installed or not there, or the cluster cannot give a job what it asks for.
     """
     if util.find_spec("ray") is None:
         raise InputError("--cluster needs Ray, which is not installed: pip install 'anp-vs[cluster]'.")
+    if "RAY_ADDRESS" in os.environ:  # what does not answer like a Ray is tried 20 times, for minutes, by default
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")
     ray: Any = import_module("ray")
-    running: dict[Any, Job] = {}
+    submitted: dict[Any, Job] = {}
     ours = not ray.is_initialized()
     if ours:
-        ray.init(log_to_driver=False, include_dashboard=False)
+        _connect(ray)
     try:
         total: dict[str, float] = ray.cluster_resources()
         if cpus > total.get("CPU", 0) or gpus > total.get("GPU", 0):
@@ -54,43 +59,67 @@ def work_on_cluster(
                 f"{total.get('GPU', 0):g}. Lower --cpus or --gpus."
             )
         # Tries are counted here, so that a worker that died and a job that failed are treated alike.
-        work = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=1)(_do)
+        work = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=1, num_returns="streaming")(_do)
         waiting = list(jobs)
         tries: dict[str, int] = {}
-        while waiting or running:
-            settled = {name for name, state in overview.states.items() if state in ("done", "failed", "left out")}
-            for job in [j for j in waiting if settled.issuperset(j.needs)]:
+        while waiting or submitted:
+            ahead = {name for name, state in overview.states.items() if state in ("waiting", "running")}
+            for job in [j for j in waiting if ahead.isdisjoint(j.needs)]:
                 waiting.remove(job)
-                if begin(job, overview):
-                    running[work.remote(job, data_root, device, cpus)] = job
-            if not running:
+                if due(job, overview):
+                    submitted[work.remote(job, data_root, device, cpus)] = job
+            if not submitted:
                 continue
-            for finished in ray.wait(list(running), timeout=1.0)[0]:
-                job = running.pop(finished)
-                again = _outcome(ray, finished, job, overview, tries, retries)
-                if again:
-                    running[work.remote(job, data_root, device, cpus)] = job
+            for told in ray.wait(list(submitted), timeout=1.0)[0]:
+                job = submitted[told]
+                _hear(ray, told, job, overview, tries, retries)
+                if overview.states[job.name] != "running":
+                    del submitted[told]
+                if overview.states[job.name] == "waiting":
+                    submitted[work.remote(job, data_root, device, cpus)] = job
     finally:
         if ours:
             ray.shutdown()
 
 
-def _outcome(ray: Any, finished: Any, job: Job, overview: Overview, tries: dict[str, int], retries: int) -> bool:
-    """Mark how a job ended; whether it is to be tried again."""
+def _connect(ray: Any) -> None:
+    """Join the cluster at RAY_ADDRESS, or start a local one.
+
+    Raises:
+        InputError: there is none, or it does not let us in.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
     try:
-        ray.get(finished)
+        if place := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address):  # Ray would fill the screen for minutes
+            socket.create_connection((place[1], int(place[2])), timeout=10).close()
+        ray.init(log_to_driver=False, include_dashboard=False)
+    except Exception as error:  # ConnectionError, RuntimeError, ValueError, Ray's own: each means the same
+        raise InputError(
+            f"There is no way into the Ray cluster at RAY_ADDRESS={address or '(not set: a local one)'} ({brief(error)}). "
+            f"Start it there (ray start --head), correct or unset RAY_ADDRESS, and have the cluster's token in "
+            f"~/.ray/auth_token."
+        ) from error
+
+
+def _hear(ray: Any, told: Any, job: Job, overview: Overview, tries: dict[str, int], retries: int) -> None:
+    """Mark that a job has begun, is done, has failed, or waits to be tried again."""
+    try:
+        ray.get(next(told))
+    except StopIteration:
+        overview.mark(job, "done")
     except Exception as error:  # whatever a job on another machine died of must not sink the others
         tries[job.name] = tries.get(job.name, 0) + 1
-        again = tries[job.name] <= retries
         reason = getattr(error, "cause", None) or error
-        overview.mark(job, "running" if again else "failed", said(tries[job.name], reason))
-        return again
-    overview.mark(job, "done")
-    return False
+        again = worth_another_try(reason, tries[job.name], retries)
+        overview.mark(job, "waiting" if again else "failed", f"try {tries[job.name]}: {brief(reason)}")
+    else:
+        overview.mark(job, "running", overview.notes.get(job.name, ""))
 
 
-def _do(job: Job, data_root: str | None, device: str, threads: int) -> None:
+def _do(job: Job, data_root: str | None, device: str, threads: int) -> Iterator[None]:
+    """Do a job; what it yields tells that it has begun, which on a full cluster is long after it was submitted."""
     import torch
 
+    yield
     torch.set_num_threads(max(1, threads))
     job.do(data_root, device)

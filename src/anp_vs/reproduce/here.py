@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from anp_vs.errors import Stopped
-from anp_vs.reproduce.overview import Overview
+from anp_vs.errors import DataError, InputError, Stopped
+from anp_vs.reproduce.overview import WAS_DONE, Overview
 from anp_vs.reproduce.plan import Job
 
 
@@ -22,33 +22,40 @@ def work_here(jobs: Sequence[Job], overview: Overview, do: Callable[[Job], None]
         Stopped: a signal asked to stop; everything is saved.
     """
     for job in jobs:
-        if not begin(job, overview):
-            continue
-        for attempt in range(retries + 1):
+        tries = 0
+        if due(job, overview):
+            overview.mark(job, "running")
+        while overview.states[job.name] == "running":
             try:
                 do(job)
             except Stopped:
                 raise
             except Exception as error:  # whatever one row died of must not sink the others
-                overview.mark(job, "failed" if attempt == retries else "running", said(attempt + 1, error))
+                tries += 1
+                again = worth_another_try(error, tries, retries)
+                overview.mark(job, "running" if again else "failed", f"try {tries}: {brief(error)}")
             else:
                 overview.mark(job, "done")
-                break
 
 
-def begin(job: Job, overview: Overview) -> bool:
-    """Mark a job as done, left out or running; whether it has to be done now."""
+def due(job: Job, overview: Overview) -> bool:
+    """Whether a job has to be done now; else it is marked as done or left out, if it was not before."""
     missing = [name for name in job.needs if overview.states.get(name) in ("failed", "left out")]
+    if overview.states[job.name] != "waiting":
+        return False
     if job.done():
-        overview.mark(job, "done", "was done before")
+        overview.mark(job, "done", WAS_DONE)
     elif missing:
         overview.mark(job, "left out", f"needs {missing[0]}, which failed")
-    else:
-        overview.mark(job, "running")
-        return True
-    return False
+    return overview.states[job.name] == "waiting"
 
 
-def said(attempt: int, error: BaseException) -> str:
-    """A failed try, on one line."""
-    return f"try {attempt}: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+def worth_another_try(error: BaseException, tries: int, retries: int) -> bool:
+    """Whether a failed job is tried again: a wrong value or a missing file would only be met once more."""
+    return tries <= retries and not isinstance(error, InputError | DataError)
+
+
+def brief(error: BaseException) -> str:
+    """What an error says, on one line; of a long one the middle is left out, because the remedy stands at the end."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return text if len(text) <= 500 else f"{text[:150]} ... {text[-345:]}"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from anp_vs import recipes
+from anp_vs import recipes, serialization
 from anp_vs.data import digits
 from anp_vs.errors import InputError, RunError
-from anp_vs.evaluation.figure_files import network_of, read_object
+from anp_vs.evaluation.figure_files import read_object
 from anp_vs.evaluation.row import evaluate_run
 from anp_vs.recipes import Recipe
 from anp_vs.training.run import train
@@ -23,6 +23,7 @@ Effort = Literal["paper", "cpu", "gpu", "best"]
 SUFFIX: dict[Effort, str] = {"paper": "", "cpu": "-cpu", "gpu": "-gpu", "best": "-best"}
 TEST_IMAGES = {"digits": digits.TEST, "mnist": 10_000, "cifar10": 10_000, "cifar100": 10_000}
 """All that a row of a table is measured on."""
+TRAIN_IMAGES = {"digits": 1397, "mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,23 @@ class Job:
                 run.read_recipe()
 
     def done(self) -> bool:
-        """Whether its result is on the disk already: this recipe's network, or the whole row of the present network."""
+        """Whether its result is on the disk already: this recipe's network, or the whole row of the present network.
+
+        Networks are read to their ends: a damaged one is not done, so that its training mends it before it is used.
+        """
         run = RunDirectory(self.run)
         try:
             if self.source is None:
                 self.check()
-                return run.finished
+                return run.finished and bool(_intact(self.run))
             row = read_object(run.evaluation) or {}
             images = row.get("images", 0)
             return bool(
-                row.get("network_sha256") == network_of(self.run)
+                row.get("network_sha256") == _intact(self.run)
                 and images >= TEST_IMAGES.get(self.recipe.data, 0)
                 and (row.get("autoattack_images") or 0) >= min(self.autoattack, images)
                 and row.get("black_box_accuracy") is not None
-                and row.get("black_box_sha256") == [network_of(self.source)]
+                and row.get("black_box_sha256") == [_intact(self.source)]
             )
         except (RunError, TypeError):  # damaged, or changed by hand
             return False
@@ -95,6 +99,18 @@ class Job:
                 self.run, data_root=data_root, sources=sources, autoattack=self.autoattack or None, device=device,
                 progress=False,
             )  # fmt: skip
+
+
+def _intact(run: Path) -> str:
+    """The checksum of a run's network.
+
+    Raises:
+        RunError: there is none, or it is damaged.
+    """
+    path = serialization.locate(RunDirectory(run).network)
+    card = serialization.read_card(path)
+    serialization.read_tensors(path, card)
+    return str(card["sha256"])
 
 
 def plan(
@@ -146,7 +162,9 @@ def plan(
 
     for seed in range(seeds):
         for row in rows:
-            wanted = training(recipes.override(recipes.RECIPES[f"{prefix}/{row}"], _own(seed, data_root)))
+            recipe = recipes.RECIPES[f"{prefix}/{row}"]
+            # The black-box source is one network, with a seed of its own, for all runs.
+            wanted = training(recipes.override(recipe, _own(recipe.seed or seed, data_root)))
             if wanted.recipe.black_box is None:
                 continue
             other = recipes.RECIPES[wanted.recipe.black_box]

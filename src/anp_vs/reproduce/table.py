@@ -22,6 +22,7 @@ def reproduce(
     gpus: float = 0.0,
     data_root: str | None = None,
     device: str = "auto",
+    dry: bool = False,
 ) -> Overview:
     """Do what of a plan is not done yet.
 
@@ -30,9 +31,10 @@ def reproduce(
         cluster: on Ray instead of in this process.
         retries: further tries of a job that failed, from its last checkpoint.
         cpus: CPU cores a job gets on the cluster.
-        gpus: GPUs a job gets on the cluster.
+        gpus: GPUs a job gets on the cluster; with device cuda at least a share of one, 1 where none is said.
         data_root: folder that holds the data sets.
         device: auto, cpu or cuda.
+        dry: check all that is given, and only look at what is done.
 
     Returns:
         The overview, with the state of every job.
@@ -48,8 +50,13 @@ def reproduce(
     if not cluster:  # whose machines have devices of their own
         choose(device)
     refuse_others(jobs)
-    with Overview(jobs) as overview:
+    overview = Overview(jobs)
+    overview.look()
+    if dry:
+        return overview
+    with overview:
         if cluster:
+            gpus = gpus or float(device == "cuda")  # Ray hides the GPUs that a job did not ask for
             work_on_cluster(jobs, overview, retries=retries, cpus=cpus, gpus=gpus, data_root=data_root, device=device)
         else:
             work_here(jobs, overview, lambda job: job.do(data_root, device), retries)
@@ -72,6 +79,6 @@ def refuse_others(jobs: Sequence[Job]) -> None:
         raise RunError("Nothing was started. " + "\n".join(others))
 
 
-def evaluated(jobs: Sequence[Job]) -> list[Path]:
+def evaluated(overview: Overview) -> list[Path]:
     """Run directories of a plan whose evaluation is done."""
-    return [job.run for job in jobs if not job.trains and job.done()]
+    return [job.run for job in overview.jobs if not job.trains and overview.states[job.name] == "done"]
