@@ -23,6 +23,12 @@ from anp_vs.training.run import train
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'anp-vs[cluster]'")
 
 
+@pytest.fixture(autouse=True)
+def eager_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray lets its workers give way to every other process; on a busy machine a test would wait for minutes."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
 def job(name: str, root: Path, **changes: object) -> Job:
     short = {"epochs": 8, "attack": {"eps": 0.1, "step": 0.05, "steps": 1}, "start": None, "black_box": None}
     recipe = recipes.override(recipes.RECIPES["digits/at"], short | changes)

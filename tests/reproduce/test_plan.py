@@ -46,7 +46,7 @@ def test_the_black_box_source_is_the_one_of_all_rows_when_it_is_asked_for_itself
 def test_the_best_row_waits_for_its_start_and_its_teacher() -> None:
     jobs = {job.name: job for job in plan("mnist", effort="best")}
     (best,) = (job for job in jobs.values() if job.trains and job.recipe.name == "mnist-best/anp-vs")
-    assert set(best.needs) == {"train mnist-cpu/standard seed 0", "train mnist-cpu/admm seed 0"}
+    assert set(best.needs) == {"train mnist-cpu/anp-vs seed 0", "train mnist-cpu/admm seed 0"}
     assert jobs["train mnist-cpu/admm seed 0"].needs == ("train mnist-cpu/at seed 0",)
     chain = [job.name.removeprefix("train ") for job in plan("cifar10", effort="best") if job.trains]
     assert chain[:3] == ["cifar10-cpu/short-start seed 0", "cifar10-cpu/anp-vs seed 0", "cifar10-best/anp-vs seed 0"]
