@@ -149,7 +149,7 @@ def draw_ablation(found: dict[str, dict[str, Any]], recipe: str, judge: str, jud
     axes.set_yticks(range(len(labels)), list(labels.values()))
     axes.invert_yaxis()
     axes.axhline(sum(name in found for name in PAPER) - 0.5, color=GREY, linewidth=0.8, linestyle="--")
-    axes.set_xlabel("accuracy on the test set, %: mean and standard deviation over seeds")
+    axes.set_xlabel("test accuracy, %: mean and standard deviation over seeds")
     finish(figure, [axes], path)
 
 
@@ -176,7 +176,7 @@ def draw_cost(found: dict[str, dict[str, Any]], judge: str, judged: str, path: P
             for name, at_x, at_y in zip(members, x, y, strict=True):
                 if name in swept:
                     axes.annotate(
-                        name.removeprefix("beta x "), (at_x, at_y), (-5, 4), textcoords="offset points", ha="right",
+                        name.removeprefix("beta x "), (at_x, at_y), (6, -11), textcoords="offset points",
                         color=GREY, fontsize=8,
                     )  # fmt: skip
         axes.set_xscale("log")
