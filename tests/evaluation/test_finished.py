@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from anp_vs import recipes, serialization
+from anp_vs.attacks.state import State
 from anp_vs.errors import InputError, Stopped
 from anp_vs.evaluation import evaluate, how_far
-from anp_vs.evaluation.finished import Finished
+from anp_vs.evaluation.finished import ATTACKS, Finished
 from anp_vs.evaluation.protocols import PixelSpace
 from anp_vs.evaluation.row import Conditions, evaluate_model, evaluate_run
 from anp_vs.networks import build
@@ -41,12 +42,12 @@ def source(tmp_path: Path) -> Path:
 
 
 class Work:
-    """Counts the batches that PGD attacks, and ends a life after so many finished parts."""
+    """Counts the batches that PGD and AutoAttack attack, and ends a life after so many finished parts."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.attacked: list[tuple[int, ...]] = []
         self.parts_left: float = float("inf")
-        attack, keep = PixelSpace.attack, Finished.keep
+        attack, keep, take = PixelSpace.attack, Finished.keep, State.take
 
         def counted(way: PixelSpace, network: Any, images: Any, *words: Any, **options: Any) -> Any:
             self.attacked.append(tuple(images.shape))
@@ -54,13 +55,22 @@ class Work:
 
         def mortal(finished: Finished, name: str, value: Any) -> Any:
             keep(finished, name, value)
-            self.parts_left -= 1
-            if self.parts_left <= 0:
-                raise KeyboardInterrupt
+            self.live()
             return value
+
+        def mortal_take(state: State, rows: Any, *found: Any) -> None:
+            self.attacked.append(tuple(rows.tolist()))
+            take(state, rows, *found)
+            self.live()
 
         monkeypatch.setattr(PixelSpace, "attack", counted)
         monkeypatch.setattr(Finished, "keep", mortal)
+        monkeypatch.setattr(State, "take", mortal_take)
+
+    def live(self) -> None:
+        self.parts_left -= 1
+        if self.parts_left <= 0:
+            raise KeyboardInterrupt
 
     def forget(self) -> list[tuple[int, ...]]:
         done, self.attacked = self.attacked, []
@@ -147,9 +157,14 @@ def test_with_other_options_it_starts_afresh_and_says_so(
 
 def test_what_comes_after_the_attacks_may_change(run: Path, work: Work, caplog: pytest.LogCaptureFixture) -> None:
     stopped(work, run)
-    evaluate_run(run, **FAST | {"queries": 5, "masking": 10})
+    work.parts_left = 12
+    with pytest.raises(Stopped):  # while signs are looked for on other images
+        evaluate_run(run, **FAST | {"masking": 12})
+    work.parts_left = float("inf")
+    row = evaluate_run(run, **FAST | {"queries": 5, "masking": 10})
     assert not caplog.text
     assert {shape[0] for shape in work.forget()} <= set(range(21))  # the third batch and the images of the signs
+    assert row == evaluate_run(run, **FAST | {"queries": 5, "masking": 10})
 
 
 @pytest.mark.parametrize("kind", ["cut", "changed", "another file"])
@@ -173,13 +188,13 @@ def test_code_that_changed_under_the_same_weights_is_noticed(tmp_path: Path, cap
     logits = torch.randn(4, 10)
     first = Finished(row, settings, 3)
     first.recognise("network", logits)
-    first.keep("part", [1])
+    first.keep(ATTACKS, {"done": 2})
     same = Finished(row, settings, 3)
     same.recognise("network", logits * (1 + 1e-6))  # another number of threads rounds otherwise
-    assert same.get("part") == [1]
+    assert same.done == 2
     changed = Finished(row, settings, 3)
     changed.recognise("network", logits + 0.1)
-    assert changed.get("part") is None
+    assert changed.done == 0
     assert "a network that gives other logits" in caplog.text
 
 
@@ -230,7 +245,7 @@ def test_a_row_of_fewer_images_replaces_none_of_more(run: Path, tmp_path: Path) 
 def test_nor_does_the_row_of_any_other_classifier(source: Path, tmp_path: Path) -> None:
     conditions, out = Conditions("digits", 0.1, steps=1, restarts=1), tmp_path / "row.json"
     evaluate_model(str(source), conditions, out=out, **FAST | {"limit": 9})
-    with pytest.raises(InputError, match="9 images.* one of 5 "):
+    with pytest.raises(InputError, match=r"9 images.* one of 5 "):
         evaluate_model(str(source), conditions, out=out, **FAST | {"limit": 5})
     out.write_text("damaged")
     assert evaluate_model(str(source), conditions, out=out, **FAST | {"limit": 5})["images"] == 5

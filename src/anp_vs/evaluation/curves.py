@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anp_vs.attacks.geometry import Norm
-from anp_vs.evaluation.finished import Finished
+from anp_vs.evaluation.finished import Finished, checksum
 from anp_vs.evaluation.protocols import Budget, PixelSpace
 from anp_vs.evaluation.subject import Subject
 from anp_vs.evaluation.white_box import Attacker
@@ -62,11 +62,15 @@ class Sample:
 
     def standing(self, budget: Budget, *, by: Subject | None = None, name: str = "curve", loss: str = "ce") -> Tensor:
         """Which images of the sample are classified as labelled under the attack of `attacked`: bool, N."""
-        part = f"{name}, {loss}, {budget}, {len(self.labels)} images"
+        part = self.part_name(f"{name}, {loss}, {budget}")
         stand: Tensor | None = self.finished.get(part)
         if stand is None:
             stand = self.finished.keep(part, self.correct(self.attacked(budget, by=by, name=name, loss=loss)).cpu())
         return stand.to(self.images.device)
+
+    def part_name(self, what: str) -> str:
+        """Name of what was found on these images, among finished parts."""
+        return f"{what}, images {checksum((self.images, self.labels))}"
 
     def accuracy(self, images: Tensor) -> float:
         """Accuracy on `images` in percent; 100 for none."""

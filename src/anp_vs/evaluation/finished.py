@@ -38,8 +38,10 @@ class Finished:
     """
 
     def __init__(self, row: Path | None = None, settings: Mapping[str, Any] | None = None, images: int = 0) -> None:
-        self.path = None if row is None else _file(row)
-        self.autoattack = None if row is None else row.with_name(f"{row.stem}-autoattack.state")
+        self.path: Path | None = None
+        self.autoattack: Path | None = None
+        if row is not None:
+            self.path, self.autoattack = _files(row)
         self.settings, self.images = dict(settings or {}), images
         self._parts: dict[str, Any] = {}
         if self.path is not None and self.path.exists():
@@ -83,16 +85,13 @@ class Finished:
             self._forget(f"of a {role} that gives other logits")
             self._parts[f"logits of the {role}"] = logits.cpu()
 
-    def remove(self) -> None:
-        """Remove the files, and what processes killed while they wrote them have left."""
-        for path in (self.path, self.autoattack):
-            if path is not None:
-                for file in (path, *path.parent.glob(f".{path.name}.*.tmp")):
-                    file.unlink(missing_ok=True)
-
     def _forget(self, whose: str) -> None:
-        if any(not name.startswith("logits") for name in self._parts):
-            logger.warning("%s is of an evaluation %s; this one starts afresh.", self.path, whose)
+        if self.done:
+            logger.warning(
+                "%s keeps %d images of an evaluation %s. This one starts afresh and replaces that; to have both, stop now "
+                "and name another file with --out.",
+                self.path, self.done, whose,
+            )  # fmt: skip
         self._parts = {}
 
     @contextmanager
@@ -131,11 +130,18 @@ def how_far(row: Path) -> tuple[int, int] | None:
         None where no evaluation has begun, or its row is written.
     """
     try:
-        held = _read(_file(row))
+        held = _read(_files(row)[0])
     except RunError:
         return None
     attacks = held["parts"].get(ATTACKS)
     return (attacks["done"], held["images"]) if attacks else None
+
+
+def remove(row: Path) -> None:
+    """Remove what was kept for a row, now that it is written, and what processes killed while they kept it have left."""
+    for path in _files(row):
+        for file in (path, *path.parent.glob(f".{path.name}.*.tmp")):
+            file.unlink(missing_ok=True)
 
 
 def checksum(of: nn.Module | LabelledImages) -> str:
@@ -153,8 +159,9 @@ def _tensors(of: nn.Module | LabelledImages) -> Iterable[Tensor]:
     return (of.images, of.labels) if isinstance(of, Split) else of
 
 
-def _file(row: Path) -> Path:
-    return row.with_name(f"{row.stem}-progress.state")
+def _files(row: Path) -> tuple[Path, Path]:
+    """The file of the parts, and AutoAttack's own."""
+    return row.with_name(f"{row.stem}-progress.state"), row.with_name(f"{row.stem}-autoattack.state")
 
 
 def _read(path: Path) -> dict[str, Any]:

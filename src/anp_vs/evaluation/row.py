@@ -18,7 +18,7 @@ from anp_vs.device import choose, full_float32
 from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.beyond import beyond_attacks
 from anp_vs.evaluation.figure_files import network_of, read_object
-from anp_vs.evaluation.finished import Finished, checksum
+from anp_vs.evaluation.finished import Finished, checksum, remove
 from anp_vs.evaluation.masking import DIAGNOSED
 from anp_vs.evaluation.models import find_model
 from anp_vs.evaluation.protocols import ProtocolName
@@ -130,10 +130,10 @@ def evaluate_run(path: Path, out: Path | None = None, **options: Any) -> dict[st
         Stopped: a signal asked to stop; what is finished is kept.
     """
     chosen = Options(**options)
-    out = out or row_file(path, chosen.protocol)
-    _check_folder(out)
     run = RunDirectory(path)
     recipe = run.read_recipe()
+    out = out or row_file(path, chosen.protocol)
+    _check_folder(out)
     network = serialization.load(serialization.locate(path))
     full = serialization.load(run.network)
     own = black_box_source(run, recipe)
@@ -148,10 +148,12 @@ def evaluate_run(path: Path, out: Path | None = None, **options: Any) -> dict[st
         "train_seconds": serialization.card_of(full).get("train_seconds"),
         "network_sha256": serialization.card_of(full)["sha256"],
     }  # fmt: skip
-    return _measured(
-        facts, network, recipe.test_attack, "inf", recipe.restarts, chosen, recipe=recipe, out=out,
+    result = _measured(
+        network, recipe.data, recipe.test_attack, "inf", recipe.restarts, chosen, recipe=recipe, out=out,
         data_root=chosen.data_root or recipe.data_root, sources=sources, gated=full if gates(full) else None,
+        network_sha256=facts["network_sha256"],
     )  # fmt: skip
+    return _keep(facts, result, out, seed=recipe.seed)
 
 
 def evaluate_model(name: str, conditions: Conditions, *, out: Path, **options: Any) -> dict[str, Any]:
@@ -182,16 +184,18 @@ def evaluate_model(name: str, conditions: Conditions, *, out: Path, **options: A
         )
     root = known.data_root if known and known.data_root and Path(known.data_root).is_dir() else None
     card = serialization.card_of(model.network)
+    network_sha256 = card.get("sha256") or checksum(model.network)
+    result = _measured(
+        model.network, data, _attack(conditions, known), conditions.norm, conditions.restarts, chosen, recipe=known,
+        data_root=chosen.data_root or root, sources=chosen.sources, gated=None, out=out,
+        network_sha256=network_sha256, draws=EOT_DRAWS if conditions.draws is None else conditions.draws,
+    )  # fmt: skip
     extra = card.get("extra_data", "")
     facts = {
         "dataset": data, "network": model.architecture, "method": name, "row": name + extra, "extra_data": extra, "recipe": known.name if known else None,
-        **_origin(chosen.sources), "network_sha256": card.get("sha256") or checksum(model.network),
+        **_origin(chosen.sources), "network_sha256": network_sha256,
     }  # fmt: skip
-    return _measured(
-        facts, model.network, _attack(conditions, known), conditions.norm, conditions.restarts, chosen, recipe=known,
-        data_root=chosen.data_root or root, sources=chosen.sources, gated=None, out=out,
-        draws=EOT_DRAWS if conditions.draws is None else conditions.draws,
-    )  # fmt: skip
+    return _keep(facts, result, out)
 
 
 def _check_folder(out: Path) -> None:
@@ -216,12 +220,10 @@ def _values(attack: Attack) -> tuple[float, float, int]:
 
 @full_float32()
 def _measured(
-    facts: dict[str, Any], network: nn.Module, attack: Attack | tuple[float, float, int], norm: Norm, restarts: int,
-    chosen: Options, *, data_root: str | None, sources: Sequence[str | Path], gated: nn.Module | None, out: Path,
+    network: nn.Module, data: str, attack: Attack | tuple[float, float, int], norm: Norm, restarts: int, chosen: Options,
+    *, data_root: str | None, sources: Sequence[str | Path], gated: nn.Module | None, out: Path, network_sha256: str,
     draws: int = EOT_DRAWS, recipe: Recipe | None,
-) -> dict[str, Any]:  # fmt: skip
-    """Measure and write the row, of which `facts` says whose it is."""
-    data = facts["dataset"]
+) -> Evaluation:  # fmt: skip
     own = recipe if recipe and recipe.data == data else None
     dataset = load_data(
         data, data_root, validation=own.validation if own else None, pictures=own.pictures if own else None
@@ -238,7 +240,7 @@ def _measured(
         elif asked is not None and asked < 1:
             raise InputError(f"queries is {asked}; it must be at least 1.")
     count = count_of(dataset.test, chosen.limit)
-    _refuse_fewer(out, facts["network_sha256"], count)
+    _refuse_fewer(out, network_sha256, count)
     eps, step, steps = _values(attack) if isinstance(attack, Attack) else attack
     device, source = choose(chosen.device), network_at(sources)
     settings = {
@@ -266,9 +268,7 @@ def _measured(
             network, dataset.test, eps=eps, norm=norm, corruptions=chosen.corruptions, certify=chosen.certify,
             draws=draws, finished=finished, progress=chosen.progress,
         )  # fmt: skip
-    row = _keep(facts, result, out)
-    finished.remove()
-    return row
+    return result
 
 
 def _refuse_fewer(out: Path, network: str, count: int) -> None:
@@ -290,10 +290,9 @@ def _origin(sources: Sequence[str | Path]) -> dict[str, Any]:
     return {"black_box_source": ", ".join(map(str, sources)) or None, "black_box_sha256": sums}
 
 
-def _keep(facts: dict[str, Any], result: Evaluation, path: Path) -> dict[str, Any]:
+def _keep(facts: dict[str, Any], result: Evaluation, path: Path, **more: Any) -> dict[str, Any]:
     """Write the row, and beside it what happened to each image; returns the row."""
-    line = {**facts, **dict(result), "evaluation_seed": result["seed"], **provenance()}
-    line["seed"] = facts.get("run_seed", result["seed"])
+    line = {**facts, **dict(result), "evaluation_seed": result["seed"], **more, **provenance()}
     write_atomically(path, json.dumps(line, indent=2).encode())
     images = {
         "correct": {setting: right.int().tolist() for setting, right in result.correct.items()},
@@ -301,6 +300,7 @@ def _keep(facts: dict[str, Any], result: Evaluation, path: Path) -> dict[str, An
         "margin": None if result.margin is None else result.margin.tolist(),
     }
     write_atomically(path.with_name(f"{path.stem}-images.json"), json.dumps(images).encode())
+    remove(path)
     return line
 
 

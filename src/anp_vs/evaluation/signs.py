@@ -161,7 +161,8 @@ class Checks:
         """Where the gradient attack fails, a search without gradients must find next to nothing."""
         by, name = f"Square with {QUERIES} queries", "search without gradients finds nothing"
         sample = self.sample.part(self.left)
-        if (standing := sample.finished.get(by)) is not None:
+        part = sample.part_name(by)
+        if (standing := sample.finished.get(part)) is not None:
             return self._search(name, standing, by)
         parts = []
         for start in range(0, len(self.left), sample.batch_size):
@@ -175,7 +176,7 @@ class Checks:
                 )  # fmt: skip
             parts.append(found)
         standing = sample.correct(torch.cat(parts)) if parts else torch.zeros(0, dtype=torch.bool)
-        return self._search(name, sample.finished.keep(by, standing), by)
+        return self._search(name, sample.finished.keep(part, standing), by)
 
     def rising(self) -> Sign:
         """Along the gradient the margin of a wrong class must rise."""
