@@ -120,18 +120,18 @@ def test_stopped_after_every_part_it_ends_as_if_it_never_was(run: Path, source: 
     there, attacked = files(run), work.forget()
     assert not list(run.glob("*.state"))
     (run / "evaluation.json").unlink()
-    far, lives = [], 0
-    while True:
-        work.parts_left, lives = 1, lives + 1
+    far: list[Any] = []
+    row = None
+    while row is None and len(far) < 60:  # a part that is lost would be made for ever
+        work.parts_left = 1
         try:
             row = evaluate_run(run, sources=[source], **FAST | MORE)
-            break
         except Stopped as stopped:
             far.append(how_far(run / "evaluation.json"))
-            assert f"{far[-1][0]} of 120 images" in str(stopped)  # type: ignore[index]
+            assert f"{far[-1][0]} of 120 images" in str(stopped)
             assert "Go on with: " in str(stopped)
     assert far[:4] == [(50, LIMIT), (100, LIMIT), (LIMIT, LIMIT), (LIMIT, LIMIT)]
-    assert lives > 15  # attacks, signs of masked gradients, queries, corruptions, certificates
+    assert len(far) > 15  # attacks, signs of masked gradients, queries, corruptions, certificates
     assert how_far(run / "evaluation.json") is None
     assert work.forget() == attacked
     assert row == whole
