@@ -126,12 +126,13 @@ def evaluate(words: list[str]) -> int:
     }  # fmt: skip
     conditions = Conditions(asked.data, asked.eps, asked.step, asked.steps, asked.norm, draws=asked.draws)
     if (run := Path(asked.target)).is_dir():
-        if conditions != Conditions() or asked.out:
+        if conditions != Conditions():
             raise InputError(
-                f"{run} is a run: it is evaluated under its recipe, and its row is kept in it. For another data set or attack "
+                f"{run} is a run: it is evaluated under its recipe. For another data set or attack "
                 f"give its network: anp-vs evaluate {run}/network.safetensors --eps ... --out FILE."
             )
-        row, out = evaluate_run(run, **options), row_file(run, asked.protocol)
+        out = asked.out or row_file(run, asked.protocol)
+        row = evaluate_run(run, out, **options)
     else:
         out = asked.out or Path("evaluation.json")
         row = evaluate_model(asked.target, conditions, out=out, **options)

@@ -53,7 +53,8 @@ class EvaluateCommand:
     """Evaluate a network on the whole test set, look for masked gradients, and print its row and the verdict.
 
     A run is evaluated under its recipe, and the row kept in it. Any other classifier needs --data and --eps unless its
-    card has a recipe; to attack a run's network otherwise, give its file: RUN/network.safetensors.
+    card has a recipe; to attack a run's network otherwise, give its file: RUN/network.safetensors. After an interruption
+    the same command goes on from where it was stopped.
 
     Attributes:
         target: run directory, saved network, name of a shipped one, or module:factory, a function without arguments
@@ -66,13 +67,13 @@ class EvaluateCommand:
         norm: of the attack.
         draws: passes averaged in every prediction and gradient where the network is random in evaluation; 20 by default.
         black_box: networks that black-box images are made on, named like the target; the recipe's own source by default.
-        autoattack: also run AutoAttack on this many test images; run again to go on where it was stopped.
+        autoattack: also run AutoAttack on this many test images.
         queries: also measure the accuracy under Square alone, which sees logits only, with so many queries an image.
         corruptions: also classify this many test images under ten common corruptions of five severities.
         certify: also prove, for this many test images, what no attack can change: by interval bounds at shares of eps,
             and for the classifier smoothed with noise of 0.25.
         masking: test images on which signs of masked gradients are looked for; 0 leaves that out.
-        limit: only the first so many test images, for a quick look; the row says so.
+        limit: only the first so many test images, for a quick look; the row says so, and replaces none of more images.
         protocol: pixel-space, or released-code to compare with the published CIFAR rows.
         out: file of the row; RUN/evaluation.json for a run, else evaluation.json here.
         device: where to evaluate.

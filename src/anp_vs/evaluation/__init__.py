@@ -3,6 +3,7 @@
 from anp_vs.evaluation.certify import SmoothedCertificates, certify_smoothed
 from anp_vs.evaluation.corruptions import CorruptionTable, corrupt, evaluate_corruptions
 from anp_vs.evaluation.cost import Cost, cost
+from anp_vs.evaluation.finished import Finished, how_far
 from anp_vs.evaluation.intervals import certified
 from anp_vs.evaluation.masking import Diagnosis, diagnose
 from anp_vs.evaluation.published_cost import PublishedCost, published_cost
@@ -15,6 +16,7 @@ __all__ = [
     "Cost",
     "Diagnosis",
     "Evaluation",
+    "Finished",
     "PublishedCost",
     "SmoothedCertificates",
     "Vulnerability",
@@ -26,6 +28,7 @@ __all__ = [
     "diagnose",
     "evaluate",
     "evaluate_corruptions",
+    "how_far",
     "published_cost",
     "query_accuracy",
     "vulnerability",

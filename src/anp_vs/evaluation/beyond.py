@@ -13,6 +13,7 @@ from anp_vs.attacks.geometry import Norm
 from anp_vs.errors import InputError
 from anp_vs.evaluation.certify import certify_smoothed
 from anp_vs.evaluation.corruptions import evaluate_corruptions
+from anp_vs.evaluation.finished import Finished
 from anp_vs.evaluation.intervals import certified
 from anp_vs.evaluation.subject import FEWEST_DRAWS, LabelledImages, Subject, batches, count_of, device_of
 
@@ -35,6 +36,7 @@ def beyond_attacks(
     certify: int | None = None,
     seed: int = 0,
     draws: int = 1,
+    finished: Finished | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Corruptions and certificates, ready for JSON.
@@ -48,6 +50,7 @@ def beyond_attacks(
         certify: certify this many images; None leaves that out.
         seed: of all noise.
         draws: passes averaged for a network that is random in evaluation mode.
+        finished: where figures are kept as they come, to go on from after an interruption.
         progress: show what is going on.
 
     Returns:
@@ -59,14 +62,18 @@ def beyond_attacks(
     """
     result: dict[str, Any] = {}
     if corruptions is not None:
-        table = evaluate_corruptions(network, split, limit=corruptions, seed=seed, draws=draws, progress=progress)
+        table = evaluate_corruptions(
+            network, split, limit=corruptions, seed=seed, draws=draws, finished=finished, progress=progress
+        )
         result["corruptions"] = table.as_dict()
     if certify is not None:
         count = count_of(split, certify)
-        smoothed = certify_smoothed(network, split, sigma=SIGMA, limit=count, seed=seed, progress=progress)
+        smoothed = certify_smoothed(
+            network, split, sigma=SIGMA, limit=count, seed=seed, finished=finished, progress=progress
+        )
         result["certificates"] = {
             "images": count,
-            **_intervals(network, split, count, eps, norm),
+            **_intervals(network, split, count, eps, norm, finished or Finished()),
             "smoothed": {
                 "sigma": SIGMA,
                 "samples": smoothed.samples,
@@ -77,22 +84,32 @@ def beyond_attacks(
     return result
 
 
-def _intervals(network: nn.Module, split: LabelledImages, count: int, eps: float, norm: Norm) -> dict[str, Any]:
+def _intervals(
+    network: nn.Module, split: LabelledImages, count: int, eps: float, norm: Norm, finished: Finished
+) -> dict[str, Any]:
     if norm != "inf":
         return {"interval": None, "interval_missing": f"they hold in the inf norm, and this attack's is {norm}."}
-    proven = dict.fromkeys((share * eps for share in SHARES), 0)
+    radii = list(dict.fromkeys(share * eps for share in SHARES))  # at eps 0 they are one
+    proven = [0] * len(radii)
     judged, device = copy.deepcopy(network).eval(), device_of(network)
     _, first, first_labels = next(batches(split, min(count, _BATCH), _BATCH))
     if Subject(network, first, first_labels, draws=FEWEST_DRAWS).random:
         missing = "the network is random in evaluation mode, and bounds of one draw prove nothing about the others."
         return {"interval": None, "interval_missing": missing}
     try:
-        for _, images, labels in batches(split, count, _BATCH):
-            for radius in proven:
-                proven[radius] += int(certified(judged, images.to(device), labels.to(device), radius).sum())
+        for start, images, labels in batches(split, count, _BATCH):
+            part = f"interval bounds, images {start} to {start + len(labels)}"
+            if finished.get(part) is None:
+                x, y = images.to(device), labels.to(device)
+                finished.keep(part, [int(certified(judged, x, y, radius).sum()) for radius in radii])
+            proven = [sum(pair) for pair in zip(proven, finished.get(part), strict=True)]
     except InputError as error:
         return {"interval": None, "interval_missing": str(error)}
-    return {"interval": [{"eps": radius, "accuracy": 100 * right / count} for radius, right in proven.items()]}
+    return {
+        "interval": [
+            {"eps": radius, "accuracy": 100 * right / count} for radius, right in zip(radii, proven, strict=True)
+        ]
+    }
 
 
 def described(row: Mapping[str, Any]) -> list[str]:

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from anp_vs.attacks.noise import per_image, seed_of, seeded
 from anp_vs.errors import InputError
+from anp_vs.evaluation.finished import Finished
 from anp_vs.evaluation.progress import stage
 from anp_vs.evaluation.subject import FEWEST_DRAWS, LabelledImages, Subject, batches, count_of, device_of
 
 ABSTAINED = -1
 """The class where no class was common enough."""
+_TOGETHER = 10  # images whose certificates are kept at once
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def certify_smoothed(
     limit: int | None = 100,
     batch_size: int = 500,
     seed: int = 0,
+    finished: Finished | None = None,
     progress: bool = True,
 ) -> SmoothedCertificates:
     """Certify images one by one.
@@ -77,6 +80,7 @@ def certify_smoothed(
         limit: only the first so many images.
         batch_size: noisy copies at a time.
         seed: of the noise.
+        finished: where the outcomes are kept, to go on from after an interruption.
         progress: show what is going on.
 
     Raises:
@@ -94,20 +98,33 @@ def certify_smoothed(
     subject = Subject(network, first, first_labels, draws=FEWEST_DRAWS)
     if subject.random:
         batch_size = 1  # one draw of the weights serves a batch, and the bound counts independent votes
-    predicted, radii, truth = [], [], []
+    finished = finished or Finished()
+    predicted: list[int] = []
+    radii: list[float] = []
+    truth: list[int] = []
+
+    def certificate(number: int, image: Tensor) -> tuple[int, float]:
+        """The class, or `ABSTAINED`, and the radius."""
+        (noise,) = per_image(seed, "smoothing", [number])
+        with seeded(seed_of(seed, "network/smoothing", number), device):
+            chosen = int(_votes(subject, image, sigma, selection, batch_size, noise).argmax())
+            votes = _votes(subject, image, sigma, samples, batch_size, noise)
+        least = clopper_pearson_lower(int(votes[chosen]), samples, alpha)
+        return (chosen, sigma * NormalDist().inv_cdf(least)) if least > 0.5 else (ABSTAINED, 0.0)
+
     with stage("randomized smoothing", count, show=progress) as tell:
-        for number, image, label in batches(split, count, 1):
-            (noise,) = per_image(seed, "smoothing", [number])
-            with seeded(seed_of(seed, "network/smoothing", number), device):
-                chosen = int(_votes(subject, image.to(device), sigma, selection, batch_size, noise).argmax())
-                votes = _votes(subject, image.to(device), sigma, samples, batch_size, noise)
-            least = clopper_pearson_lower(int(votes[chosen]), samples, alpha)
-            sure = least > 0.5
-            predicted.append(chosen if sure else ABSTAINED)
-            radii.append(sigma * NormalDist().inv_cdf(least) if sure else 0.0)
-            truth.append(int(label))
+        for start, images, labels in batches(split, count, _TOGETHER):
+            done = start + len(labels)
+            part = f"smoothed by {sigma}, {selection} and {samples} samples, alpha {alpha}, images {start} to {done}"
+            if finished.get(part) is None:
+                shown = enumerate(images.to(device), start)
+                finished.keep(part, [certificate(number, image[None]) for number, image in shown])
+            for chosen, radius in finished.get(part):
+                predicted.append(chosen)
+                radii.append(radius)
+            truth += labels.tolist()
             right = sum(p == t for p, t in zip(predicted, truth, strict=True))
-            tell(number + 1, f"{100 * right / len(truth):.1f} % right and certain")
+            tell(done, f"{100 * right / done:.1f} % right and certain")
     return SmoothedCertificates(
         torch.tensor(predicted),
         torch.tensor(radii, dtype=torch.float64),

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from anp_vs.attacks import geometry
 from anp_vs.attacks.noise import Source, normal, per_image, uniform
 from anp_vs.errors import InputError
+from anp_vs.evaluation.finished import Finished
 from anp_vs.evaluation.progress import stage
 from anp_vs.evaluation.subject import LabelledImages, Subject, batches, count_of, device_of
 
@@ -82,6 +83,7 @@ def evaluate_corruptions(
     limit: int | None = None,
     seed: int = 0,
     draws: int = 1,
+    finished: Finished | None = None,
     progress: bool = True,
 ) -> CorruptionTable:
     """Accuracy of a classifier on corrupted images.
@@ -95,6 +97,7 @@ def evaluate_corruptions(
         limit: only the first so many images.
         seed: of the noise; what an image meets depends on its number and the seed alone.
         draws: passes averaged for a network that is random in evaluation mode.
+        finished: where each batch's figures are kept, to go on from after an interruption.
         progress: show what is going on.
 
     Raises:
@@ -112,19 +115,23 @@ def evaluate_corruptions(
     device = device_of(network)
     _, first, first_labels = next(batches(split, min(count, batch_size), batch_size))
     subject = Subject(network, first, first_labels, draws=draws)
-    right: dict[tuple[str, int], int] = {}
+    shots = [("clean", 0), *((name, severity) for name in chosen for severity in levels)]
+    finished, right = finished or Finished(), dict.fromkeys(shots, 0)
+
+    def standing(start: int, images: Tensor, y: Tensor, name: str, severity: int) -> int:
+        generator = per_image(seed, name, range(start, start + len(images)))
+        x = corrupt(images, name, severity, generator) if severity else images
+        logits = subject.classify(x.to(device), y, seed, f"{name}/{severity}", start)
+        return int((logits.argmax(1) == y).sum())
+
     with stage("corruptions", count, show=progress) as tell:
         for start, images, labels in batches(split, count, batch_size):
-            y = labels.to(device)
-            shots = [("clean", 0), *((name, severity) for name in chosen for severity in levels)]
-            for name, severity in shots:
-                x = images
-                if severity:
-                    generator = per_image(seed, name, range(start, start + len(images)))
-                    x = corrupt(images, name, severity, generator)
-                logits = subject.classify(x.to(device), y, seed, f"{name}/{severity}", start)
-                right[name, severity] = right.get((name, severity), 0) + int((logits.argmax(1) == y).sum())
-            done = start + len(labels)
+            y, done = labels.to(device), start + len(labels)
+            part = f"corruptions {', '.join(chosen)} of {levels}, images {start} to {done}"
+            if finished.get(part) is None:
+                finished.keep(part, [standing(start, images, y, *shot) for shot in shots])
+            for shot, stood in zip(shots, finished.get(part), strict=True):
+                right[shot] += stood
             tell(done, f"clean {100 * right['clean', 0] / done:.2f} %")
     accuracy = {name: tuple(100 * right[name, severity] / count for severity in levels) for name in chosen}
     mean = fmean(value for values in accuracy.values() for value in values)

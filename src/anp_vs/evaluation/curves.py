@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from anp_vs.attacks.geometry import Norm
+from anp_vs.evaluation.finished import Finished, checksum
 from anp_vs.evaluation.protocols import Budget, PixelSpace
 from anp_vs.evaluation.subject import Subject
 from anp_vs.evaluation.white_box import Attacker
@@ -25,6 +26,7 @@ class Sample:
         labels: int64, N.
         batch_size: images at a time.
         seed: of all random starts.
+        finished: where what `stands` is kept.
     """
 
     subject: Subject
@@ -32,6 +34,7 @@ class Sample:
     labels: Tensor
     batch_size: int
     seed: int
+    finished: Finished = field(default_factory=Finished)
 
     def part(self, indices: Tensor) -> Sample:
         """Some of the images."""
@@ -57,9 +60,26 @@ class Sample:
         ]  # fmt: skip
         return torch.cat(parts) if parts else self.images
 
+    def standing(self, budget: Budget, *, by: Subject | None = None, name: str = "curve", loss: str = "ce") -> Tensor:
+        """Which images of the sample are classified as labelled under the attack of `attacked`: bool, N."""
+        part = self.part_name(f"{name}, {loss}, {budget}")
+        stand: Tensor | None = self.finished.get(part)
+        if stand is None:
+            stand = self.finished.keep(part, self.correct(self.attacked(budget, by=by, name=name, loss=loss)).cpu())
+        return stand.to(self.images.device)
+
+    def part_name(self, what: str) -> str:
+        """Name of what was found on these images, among finished parts."""
+        return f"{what}, images {checksum((self.images, self.labels))}"
+
     def accuracy(self, images: Tensor) -> float:
         """Accuracy on `images` in percent; 100 for none."""
-        return 100 * float(self.correct(images).double().mean()) if len(images) else 100.0
+        return percent(self.correct(images))
+
+
+def percent(standing: Tensor) -> float:
+    """The percentage that is true; 100 of none."""
+    return 100 * float(standing.double().mean()) if len(standing) else 100.0
 
 
 @dataclass(frozen=True)
@@ -85,8 +105,8 @@ def against_eps(sample: Sample, budget: Budget, radii: Sequence[float]) -> list[
     for eps in radii:
         share = max(budget.step / budget.eps, 2.5 / budget.steps) if budget.eps else 1.0
         step = share * eps if eps else budget.step
-        made = sample.attacked(replace(budget, eps=eps, step=step))
-        points.append(Point(eps, budget.steps, sample.accuracy(made)))
+        standing = sample.standing(replace(budget, eps=eps, step=step))
+        points.append(Point(eps, budget.steps, percent(standing)))
     return points
 
 
@@ -97,8 +117,8 @@ def against_steps(sample: Sample, budget: Budget, counts: Sequence[int]) -> list
     """
     points = []
     for count in counts:
-        made = sample.attacked(reaching(replace(budget, steps=count)))
-        points.append(Point(budget.eps, count, sample.accuracy(made)))
+        standing = sample.standing(reaching(replace(budget, steps=count)))
+        points.append(Point(budget.eps, count, percent(standing)))
     return points
 
 

@@ -17,6 +17,7 @@ from anp_vs.attacks.geometry import Norm
 from anp_vs.device import full_float32
 from anp_vs.errors import InputError
 from anp_vs.evaluation.curves import Point, Sample
+from anp_vs.evaluation.finished import Finished
 from anp_vs.evaluation.progress import stage
 from anp_vs.evaluation.protocols import Budget
 from anp_vs.evaluation.signs import Checks, Sign
@@ -88,6 +89,7 @@ def diagnose(
     batch_size: int = 200,
     seed: int = 0,
     draws: int = 1,
+    finished: Finished | None = None,
     progress: bool = True,
 ) -> Diagnosis:
     """Look for signs that attacks fail on a network because its gradients are of no use.
@@ -104,6 +106,7 @@ def diagnose(
         batch_size: images at a time.
         seed: of all randomness.
         draws: passes averaged for a network that is random in evaluation mode.
+        finished: where the outcome of each attack is kept, to go on from after an interruption.
         progress: show what is going on.
 
     Returns:
@@ -122,7 +125,8 @@ def diagnose(
     head = images[:batch_size], labels[:batch_size]
     subject = Subject(network, *head, draws=draws)
     helper = None if source is None else Subject(source, *head, draws=draws, role="source network")
-    checks = Checks(Sample(subject, images, labels, batch_size, seed), Budget(eps, step, steps, norm), helper)
+    sample = Sample(subject, images, labels, batch_size, seed, finished or Finished())
+    checks = Checks(sample, Budget(eps, step, steps, norm), helper)
     signs = []
     every = checks.every()
     with stage("masked gradients", len(every), show=progress) as tell:

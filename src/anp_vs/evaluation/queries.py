@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from anp_vs.attacks import geometry, square
 from anp_vs.attacks.geometry import Norm
 from anp_vs.attacks.noise import per_image, seed_of, seeded
 from anp_vs.errors import InputError
+from anp_vs.evaluation.finished import Finished
 from anp_vs.evaluation.progress import stage
 from anp_vs.evaluation.subject import LabelledImages, Subject, batches, count_of, device_of
 
@@ -23,6 +24,7 @@ def query_accuracy(
     limit: int | None = None,
     seed: int = 0,
     draws: int = 1,
+    finished: Finished | None = None,
     progress: bool = True,
 ) -> dict[str, float | int | str]:
     """Accuracy under Square (Andriushchenko et al. 2020, arXiv 1912.00049), which sees logits only.
@@ -37,6 +39,7 @@ def query_accuracy(
         limit: only the first so many images.
         seed: of the search.
         draws: passes averaged for a network that is random in evaluation mode.
+        finished: where each batch's figure is kept, to go on from after an interruption.
         progress: show what is going on.
 
     Returns:
@@ -52,21 +55,28 @@ def query_accuracy(
     device = device_of(network)
     _, first, labels = next(batches(split, min(count, batch_size), batch_size))
     subject = Subject(network, first, labels, draws=draws)
-    right = 0
+    finished, right = finished or Finished(), 0
+
+    def standing(start: int, x: Tensor, y: Tensor) -> int:
+        left = (subject.classify(x, y, seed, "clean", start).argmax(1) == y).nonzero().squeeze(1)
+        if not len(left):
+            return 0
+        generators = per_image(seed, "square", (left + start).tolist())
+        with seeded(seed_of(seed, "network/square", start), device):
+            made = square(
+                subject.attacked, x[left], y[left], eps=eps, norm=norm, queries=queries, draws=subject.draws,
+                generator=generators,
+            )  # fmt: skip
+        logits = subject.classify(made, y[left], seed, "query", start)
+        return int((logits.argmax(1) == y[left]).sum())
+
     with stage("queries", count, show=progress) as tell:
         for start, images, labels in batches(split, count, batch_size):
-            x, y = images.to(device), labels.to(device)
-            left = (subject.classify(x, y, seed, "clean", start).argmax(1) == y).nonzero().squeeze(1)
-            if len(left):
-                generators = per_image(seed, "square", (left + start).tolist())
-                with seeded(seed_of(seed, "network/square", start), device):
-                    made = square(
-                        subject.attacked, x[left], y[left], eps=eps, norm=norm, queries=queries,
-                        draws=subject.draws, generator=generators,
-                    )  # fmt: skip
-                logits = subject.classify(made, y[left], seed, "query", start)
-                right += int((logits.argmax(1) == y[left]).sum())
-            done = start + len(y)
+            done = start + len(labels)
+            part = f"{queries} queries, images {start} to {done}"
+            if finished.get(part) is None:
+                finished.keep(part, standing(start, images.to(device), labels.to(device)))
+            right += finished.get(part)
             tell(done, f"{100 * right / done:.2f} %")
     facts: dict[str, float | int | str] = {
         "queries": queries,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from anp_vs.attacks.noise import seeded
 from anp_vs.device import full_float32
 from anp_vs.errors import InputError
 from anp_vs.evaluation.cost import macs
+from anp_vs.evaluation.finished import ATTACKS, Finished
 from anp_vs.evaluation.masking import DIAGNOSED, diagnose
 from anp_vs.evaluation.progress import Step, stage
 from anp_vs.evaluation.protocols import Budget, EvaluationProtocol, ProtocolName, protocol_by_name
@@ -62,12 +62,12 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     autoattack: int | None = None,
-    autoattack_state: Path | None = None,
     draws: int = 1,
     classes: int | None = None,
     protocol: ProtocolName = "pixel-space",
     reduction: Reduction = "mean",
     masking: int | None = DIAGNOSED,
+    finished: Finished | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Evaluate a classifier clean and under attack, in float32.
@@ -92,7 +92,6 @@ def evaluate(
         limit: evaluate only the first so many images.
         seed: of all random starts and of a random network's noise.
         autoattack: number of images, the first ones, to run AutoAttack on; None leaves it out.
-        autoattack_state: file in which AutoAttack keeps its progress, to go on after it was stopped.
         draws: passes averaged in predictions and gradients of a network that is random in evaluation mode; a
             network that is not is evaluated with one.
         classes: number of classes of the data, checked against the network's logits.
@@ -100,6 +99,7 @@ def evaluate(
         reduction: of the vulnerability, over a layer's elements.
         masking: look for signs of masked gradients on so many images, the first ones (see `diagnose`); None
             leaves it out, as eps 0 and the protocol `released-code` do.
+        finished: where the figures are kept batch by batch, to go on from after an interruption.
         progress: show what is going on.
 
     Returns:
@@ -126,15 +126,27 @@ def evaluate(
     sources = _companion(source, "source network", way, shown, labels, draws, classes)
     observed = _companion(gated, "gated network", way, shown, labels, draws, classes) or target
     _check_same(target, observed, shown)
+    finished = finished or Finished()
+    for role, subject in (("network", target), ("source network", sources)):
+        if subject is not None:
+            finished.recognise(role, subject.classify(shown.to(device), labels.to(device), seed, "recognise", 0))
     names = ["white_box", "black_box"] if sources else ["white_box"]
     meters = _meters(observed.network, names, reduction, shown[:1].to(device))
 
     attacker = Attacker(way, budget, seed)
     tally = Tally(target, seed)
+    if before := finished.get(ATTACKS):
+        tally.restore(before["tally"])
+        for name, meter in meters.items():
+            meter.restore(before["meters"][name])
     kept: list[tuple[Tensor, Tensor]] = []
     with stage("attacks", count, show=progress) as tell:
         for start, images, targets in batches(split, count, batch_size):
             x, y = way.prepare(images).to(device), targets.to(device)
+            if autoattack is not None and start < autoattack:
+                kept.append((x[: autoattack - start], y[: autoattack - start]))
+            if start < finished.done:
+                continue
             white = attacker(target, x, y, start, name="white-box")
             shots = {"clean": x, "white_box": white}
             shots["white_box_strongest"] = strongest(attacker, target, x, y, start, white, restarts)
@@ -144,9 +156,9 @@ def evaluate(
                 tally.add(name, attacked, y, start)
             for name, meter in meters.items():
                 meter.update(x, shots[name], start if target.random else None)
-            if autoattack is not None and start < autoattack:
-                kept.append((x[: autoattack - start], y[: autoattack - start]))
-            tell(start + len(y), tally.line())
+            sums = {name: meter.state() for name, meter in meters.items()}
+            finished.keep(ATTACKS, {"done": start + len(y), "tally": tally.state(), "meters": sums})
+            tell(finished.done, tally.line())
 
     row: dict[str, Any] = {}
     evaluation, search = Evaluation(), None
@@ -155,7 +167,7 @@ def evaluate(
         with stage("AutoAttack", len(y), show=progress) as tell:
             result = run_autoattack(
                 target.attacked, x, y, eps=eps, norm=norm, draws=target.draws, seed=seed,
-                batch_size=batch_size, resume=autoattack_state, progress=_reporter(tell, batch_size),
+                batch_size=batch_size, resume=finished.autoattack, progress=_reporter(tell, batch_size),
             )  # fmt: skip
         for start in range(0, len(y), batch_size):
             rows = slice(start, start + batch_size)
@@ -166,7 +178,8 @@ def evaluate(
     if masking is not None and eps > 0 and way.name == "pixel-space":
         found = diagnose(
             network, split, eps=eps, step=step, steps=steps, norm=norm, source=source,
-            limit=min(masking, count), batch_size=batch_size, seed=seed, draws=draws, progress=progress,
+            limit=min(masking, count), batch_size=batch_size, seed=seed, draws=draws,
+            finished=finished, progress=progress,
         )  # fmt: skip
         if search:
             found = replace(found, signs=(*found.signs, search))

@@ -17,14 +17,15 @@ from anp_vs.data import load as load_data
 from anp_vs.device import choose, full_float32
 from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.beyond import beyond_attacks
-from anp_vs.evaluation.figure_files import network_of
+from anp_vs.evaluation.figure_files import network_of, read_object
+from anp_vs.evaluation.finished import Finished, checksum, remove
 from anp_vs.evaluation.masking import DIAGNOSED
 from anp_vs.evaluation.models import find_model
 from anp_vs.evaluation.protocols import ProtocolName
 from anp_vs.evaluation.queries import query_accuracy
 from anp_vs.evaluation.robustness import Evaluation, evaluate
 from anp_vs.evaluation.subject import count_of
-from anp_vs.provenance import provenance
+from anp_vs.provenance import provenance, versions
 from anp_vs.pruning.gate import gates
 from anp_vs.recipes import Attack, Recipe
 from anp_vs.storage import write_atomically
@@ -32,6 +33,8 @@ from anp_vs.training.run_directory import RunDirectory, root_of
 
 EOT_DRAWS = 20
 """Passes averaged for a network that is random in evaluation, at least what its authors used."""
+BATCH = {"cpu": 50, "cuda": 250}
+"""Images attacked together: on a CPU more are no faster, and an interruption costs the batch it falls in."""
 
 
 @dataclass(frozen=True)
@@ -108,23 +111,29 @@ def network_at(sources: Sequence[str | Path]) -> nn.Module | None:
     return Ensemble(networks) if len(networks) > 1 else next(iter(networks), None)
 
 
-def evaluate_run(path: Path, **options: Any) -> dict[str, Any]:
+def evaluate_run(path: Path, out: Path | None = None, **options: Any) -> dict[str, Any]:
     """Evaluate a finished run on its test set, under its recipe's test attack, and keep the row beside it.
+
+    What was finished before an interruption is kept beside the row; called again, the evaluation goes on from there.
 
     The attacks are made on the compact network, the vulnerability is measured on the gated one; both compute
     the same function.
 
     Args:
         path: the run directory.
+        out: file of the row; in the run directory by default (see `row_file`).
         options: fields of `Options`.
 
     Raises:
-        RunError: the run is not finished.
-        InputError: a value is outside what is accepted.
+        RunError: the run is not finished, or there is no folder for the row.
+        InputError: a value is outside what is accepted, or the row would replace one of more images.
+        Stopped: a signal asked to stop; what is finished is kept.
     """
     chosen = Options(**options)
     run = RunDirectory(path)
     recipe = run.read_recipe()
+    out = out or row_file(path, chosen.protocol)
+    _check_folder(out)
     network = serialization.load(serialization.locate(path))
     full = serialization.load(run.network)
     own = black_box_source(run, recipe)
@@ -140,11 +149,11 @@ def evaluate_run(path: Path, **options: Any) -> dict[str, Any]:
         "network_sha256": serialization.card_of(full)["sha256"],
     }  # fmt: skip
     result = _measured(
-        network, recipe.data, recipe.test_attack, "inf", recipe.restarts, chosen, recipe=recipe,
+        network, recipe.data, recipe.test_attack, "inf", recipe.restarts, chosen, recipe=recipe, out=out,
         data_root=chosen.data_root or recipe.data_root, sources=sources, gated=full if gates(full) else None,
-        state=path / "autoattack.state",
+        network_sha256=facts["network_sha256"],
     )  # fmt: skip
-    return _keep(facts, result, row_file(path, chosen.protocol), seed=recipe.seed)
+    return _keep(facts, result, out, seed=recipe.seed)
 
 
 def evaluate_model(name: str, conditions: Conditions, *, out: Path, **options: Any) -> dict[str, Any]:
@@ -158,11 +167,12 @@ def evaluate_model(name: str, conditions: Conditions, *, out: Path, **options: A
 
     Raises:
         RunError: there is no such network, or no folder for the row.
-        InputError: a value is outside what is accepted, or neither given nor known from a recipe.
+        InputError: a value is outside what is accepted, or neither given nor known from a recipe; or the row would
+            replace one of more images.
+        Stopped: a signal asked to stop; what is finished is kept beside the row, to go on from.
     """
     chosen = Options(**options)
-    if not out.parent.is_dir():
-        raise RunError(f"There is no folder {out.parent} for the row. Make it, or name another file with --out.")
+    _check_folder(out)
     model = find_model(name)
     known = model.recipe
     data = conditions.data or (known.data if known else None)
@@ -173,18 +183,24 @@ def evaluate_model(name: str, conditions: Conditions, *, out: Path, **options: A
             f"--eps 0.0314; --norm, --step and --steps are optional."
         )
     root = known.data_root if known and known.data_root and Path(known.data_root).is_dir() else None
+    card = serialization.card_of(model.network)
+    network_sha256 = card.get("sha256") or checksum(model.network)
     result = _measured(
         model.network, data, _attack(conditions, known), conditions.norm, conditions.restarts, chosen, recipe=known,
-        data_root=chosen.data_root or root, sources=chosen.sources, gated=None,
-        draws=EOT_DRAWS if conditions.draws is None else conditions.draws,
-        state=out.with_name(f"{out.stem}-autoattack.state"),
+        data_root=chosen.data_root or root, sources=chosen.sources, gated=None, out=out,
+        network_sha256=network_sha256, draws=EOT_DRAWS if conditions.draws is None else conditions.draws,
     )  # fmt: skip
-    extra = serialization.card_of(model.network).get("extra_data", "")
+    extra = card.get("extra_data", "")
     facts = {
         "dataset": data, "network": model.architecture, "method": name, "row": name + extra, "extra_data": extra, "recipe": known.name if known else None,
-        **_origin(chosen.sources),
+        **_origin(chosen.sources), "network_sha256": network_sha256,
     }  # fmt: skip
     return _keep(facts, result, out)
+
+
+def _check_folder(out: Path) -> None:
+    if not out.parent.is_dir():
+        raise RunError(f"There is no folder {out.parent} for the row. Make it, or name another file with --out.")
 
 
 def _attack(conditions: Conditions, recipe: Recipe | None) -> tuple[float, float, int]:
@@ -205,7 +221,7 @@ def _values(attack: Attack) -> tuple[float, float, int]:
 @full_float32()
 def _measured(
     network: nn.Module, data: str, attack: Attack | tuple[float, float, int], norm: Norm, restarts: int, chosen: Options,
-    *, data_root: str | None, sources: Sequence[str | Path], gated: nn.Module | None, state: Path,
+    *, data_root: str | None, sources: Sequence[str | Path], gated: nn.Module | None, out: Path, network_sha256: str,
     draws: int = EOT_DRAWS, recipe: Recipe | None,
 ) -> Evaluation:  # fmt: skip
     own = recipe if recipe and recipe.data == data else None
@@ -223,26 +239,49 @@ def _measured(
             count_of(dataset.test, asked)
         elif asked is not None and asked < 1:
             raise InputError(f"queries is {asked}; it must be at least 1.")
+    count = count_of(dataset.test, chosen.limit)
+    _refuse_fewer(out, network_sha256, count)
     eps, step, steps = _values(attack) if isinstance(attack, Attack) else attack
     device, source = choose(chosen.device), network_at(sources)
-    result = evaluate(
-        network.to(device), dataset.test, eps=eps, step=step, steps=steps, norm=norm, restarts=restarts,
-        source=source.to(device) if source else None, gated=gated.to(device) if gated else None,
-        limit=chosen.limit, autoattack=chosen.autoattack, autoattack_state=state if chosen.autoattack else None,
-        draws=draws, classes=len(dataset.classes), protocol=chosen.protocol, masking=chosen.masking,
-        progress=chosen.progress,
-    )  # fmt: skip
-    if chosen.queries is not None:
-        alone = query_accuracy(
-            network, dataset.test, eps=eps, queries=chosen.queries, norm=norm, limit=chosen.limit, draws=draws,
+    settings = {
+        "network": [checksum(one) for one in (network, gated) if one], "black-box source": source and checksum(source),
+        "set of test images": checksum(dataset.test), "eps": eps, "step": step, "steps": steps, "norm": norm,
+        "restarts": restarts, "limit": count, "autoattack": chosen.autoattack, "draws": draws,
+        "protocol": chosen.protocol, "device": device.type, "version of the software": versions(),
+    }  # fmt: skip
+    finished = Finished(out, settings, count)
+    with finished.stoppable():
+        result = evaluate(
+            network.to(device), dataset.test, eps=eps, step=step, steps=steps, norm=norm, restarts=restarts,
+            source=source.to(device) if source else None, gated=gated.to(device) if gated else None,
+            batch_size=BATCH[device.type], limit=chosen.limit, autoattack=chosen.autoattack, draws=draws,
+            classes=len(dataset.classes), protocol=chosen.protocol, masking=chosen.masking, finished=finished,
             progress=chosen.progress,
         )  # fmt: skip
-        result |= {name: alone[name] for name in ("query_accuracy", "queries")}
-    result |= beyond_attacks(
-        network, dataset.test, eps=eps, norm=norm, corruptions=chosen.corruptions, certify=chosen.certify, draws=draws,
-        progress=chosen.progress,
-    )  # fmt: skip
+        if chosen.queries is not None:
+            alone = query_accuracy(
+                network, dataset.test, eps=eps, queries=chosen.queries, norm=norm, batch_size=BATCH[device.type],
+                limit=chosen.limit, draws=draws, finished=finished, progress=chosen.progress,
+            )  # fmt: skip
+            result |= {name: alone[name] for name in ("query_accuracy", "queries")}
+        result |= beyond_attacks(
+            network, dataset.test, eps=eps, norm=norm, corruptions=chosen.corruptions, certify=chosen.certify,
+            draws=draws, finished=finished, progress=chosen.progress,
+        )  # fmt: skip
     return result
+
+
+def _refuse_fewer(out: Path, network: str, count: int) -> None:
+    """See that no row of more images of the same network is lost."""
+    try:
+        row = read_object(out) or {}
+    except RunError:  # damaged, so nothing is lost
+        return
+    if row.get("network_sha256") == network and isinstance(row.get("images"), int) and row["images"] > count:
+        raise InputError(
+            f"{out} is a row of {row['images']} images of this network; one of {count} would replace it. Keep the new one "
+            f"elsewhere with --out FILE, or delete {out} first."
+        )
 
 
 def _origin(sources: Sequence[str | Path]) -> dict[str, Any]:
@@ -261,6 +300,7 @@ def _keep(facts: dict[str, Any], result: Evaluation, path: Path, **more: Any) ->
         "margin": None if result.margin is None else result.margin.tolist(),
     }
     write_atomically(path.with_name(f"{path.stem}-images.json"), json.dumps(images).encode())
+    remove(path)
     return line
 
 

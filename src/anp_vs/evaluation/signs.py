@@ -13,7 +13,7 @@ from anp_vs.attacks import geometry, square
 from anp_vs.attacks.losses import ce, margin
 from anp_vs.attacks.noise import per_image, seed_of, seeded
 from anp_vs.attacks.prediction import input_gradient
-from anp_vs.evaluation.curves import Point, Sample, against_eps, against_steps, reaching, unbounded
+from anp_vs.evaluation.curves import Point, Sample, against_eps, against_steps, percent, reaching, unbounded
 from anp_vs.evaluation.protocols import Budget
 from anp_vs.evaluation.subject import Subject
 
@@ -87,11 +87,11 @@ class Checks:
         ends = {1, 4, 10, math.ceil(2.5 * budget.steps)} - {budget.steps}
         self.steps_curve = against_steps(sample, budget, sorted(ends))
         self.eps_curve = against_eps(sample, budget, [r * budget.eps for r in RADII if r * budget.eps < self.far])
-        self.ce = sample.attacked(reaching(budget))
-        own = Point(budget.eps, budget.steps, sample.accuracy(self.ce))
+        self.by_ce = sample.standing(reaching(budget))
+        own = Point(budget.eps, budget.steps, percent(self.by_ce))
         self.steps_curve = sorted([*self.steps_curve, own], key=lambda point: point.steps)
-        self.by_margin = sample.attacked(replace(budget, steps=max(100, budget.steps)), loss="margin")
-        right = sample.correct(sample.images) & sample.correct(self.ce) & sample.correct(self.by_margin)
+        self.by_margin = sample.standing(replace(budget, steps=max(100, budget.steps)), loss="margin")
+        right = sample.correct(sample.images) & self.by_ce & self.by_margin
         self.white = 100 * float(right.double().mean())
         self.left = right.nonzero().squeeze(1)
         self.rise: list[tuple[float, float, float]] = []
@@ -109,16 +109,15 @@ class Checks:
         name = "white box is not weaker than black box"
         if self.source is None:
             return Sign(name, False, "not checked: no source network to make black-box images on.", made=False)
-        black = self.sample.accuracy(self.sample.attacked(self.budget, by=self.source, name="black-box"))
+        black = percent(self.sample.standing(self.budget, by=self.source, name="black-box"))
         said = f"white-box accuracy {self.white:.2f} %, black-box {black:.2f} %."
         return Sign(name, self.white > black + self.tolerance, said)
 
     def unbounded(self) -> Sign:
         """With every image allowed, the attack must reach 0 %."""
         budget = replace(self.budget, eps=self.far, step=self.far / 20, steps=max(50, self.budget.steps))
-        made = self.sample.attacked(budget)
-        left = self.sample.part(self.sample.correct(made).nonzero().squeeze(1))
-        right = left.correct(left.attacked(budget, loss="margin", name="unbounded"))
+        left = self.sample.part(self.sample.standing(budget).nonzero().squeeze(1))
+        right = left.standing(budget, loss="margin", name="unbounded")
         accuracy = 100 * float(right.sum()) / len(self.sample.labels)
         self.eps_curve.append(Point(self.far, budget.steps, accuracy))
         said = f"accuracy {accuracy:.2f} % at eps {self.far:g}, where every image is allowed; it should be 0."
@@ -141,7 +140,7 @@ class Checks:
 
     def losses(self) -> Sign:
         """Saturated logits hide from cross-entropy what the margin still sees."""
-        plain, by_margin = self.sample.accuracy(self.ce), self.sample.accuracy(self.by_margin)
+        plain, by_margin = percent(self.by_ce), percent(self.by_margin)
         said = f"{plain:.2f} % under PGD on cross-entropy, {by_margin:.2f} % under PGD on the margin."
         return Sign("the loss does not hide the gradient", by_margin < plain - 10, said)
 
@@ -160,7 +159,11 @@ class Checks:
 
     def queries(self) -> Sign:
         """Where the gradient attack fails, a search without gradients must find next to nothing."""
+        by, name = f"Square with {QUERIES} queries", "search without gradients finds nothing"
         sample = self.sample.part(self.left)
+        part = sample.part_name(by)
+        if (standing := sample.finished.get(part)) is not None:
+            return self._search(name, standing, by)
         parts = []
         for start in range(0, len(self.left), sample.batch_size):
             rows = slice(start, start + sample.batch_size)
@@ -173,7 +176,7 @@ class Checks:
                 )  # fmt: skip
             parts.append(found)
         standing = sample.correct(torch.cat(parts)) if parts else torch.zeros(0, dtype=torch.bool)
-        return self._search("search without gradients finds nothing", standing, f"Square with {QUERIES} queries")
+        return self._search(name, sample.finished.keep(part, standing), by)
 
     def rising(self) -> Sign:
         """Along the gradient the margin of a wrong class must rise."""

@@ -69,5 +69,13 @@ class Tally:
             f"{setting.replace('_', ' ')} {fmean(self._accuracies(setting)):.2f} %" for setting in self._right
         )
 
+    def state(self) -> dict[str, list[Tensor]]:
+        """Everything counted so far."""
+        return {setting: [torch.cat(batches) for batches in right] for setting, right in self._right.items()}
+
+    def restore(self, state: dict[str, list[Tensor]]) -> None:
+        """Go on from a `state`."""
+        self._right = {setting: [[batch] for batch in right] for setting, right in state.items()}
+
     def _accuracies(self, setting: str) -> list[float]:
         return [100 * float(torch.cat(batches).double().mean()) for batches in self._right[setting]]
