@@ -141,8 +141,11 @@ def evaluate(words: list[str]) -> int:
         f"\n{row['diagnosis']['verdict']}\n" if row["diagnosis"] else "Signs of masked gradients were not looked for."
     )
     if row["black_box_accuracy"] is None:
-        source = row.get("recipe_values", {}).get("black_box")
-        train = f"train the source first (anp-vs train {source}), or " if source else ""
+        values = row.get("recipe_values", {})
+        source = values.get("black_box")
+        made_for = recipes.RECIPES[source].data if source in recipes.RECIPES else values.get("data")
+        same = "" if values.get("data") == made_for else f" --data {values['data']}, with the same --pictures options"
+        train = f"train the source first (anp-vs train {source}{same}), or " if source else ""
         print(f"No black-box figures: {train}give --black-box RUN_OR_MODEL.")
     if "query_accuracy" in row:
         print(f"{row['query_accuracy']:.2f} % under Square with {row['queries']} queries an image.")

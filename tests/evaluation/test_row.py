@@ -16,11 +16,12 @@ from anp_vs.data import to_float
 from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.figure_files import diagnosis_of
 from anp_vs.evaluation.models import find_model
-from anp_vs.evaluation.row import Conditions, evaluate_model, evaluate_run
+from anp_vs.evaluation.row import Conditions, black_box_source, evaluate_model, evaluate_run
 from anp_vs.networks import build
 from anp_vs.report.rows import blocks
 from anp_vs.report.runs import read_runs
 from anp_vs.report.tables import beside_published, cell
+from anp_vs.training.run_directory import RunDirectory
 from report.made_runs import make_run
 
 FACTORIES = """
@@ -124,6 +125,13 @@ def test_several_sources_are_attacked_together(folder: Path) -> None:
     assert row["black_box_source"] == f"{first}, {second}, users_networks:sound"
     assert row["black_box_sha256"] == [None] * 3  # kept for runs alone
     assert row["black_box_accuracy"] >= measured("sound", sources=["users_networks:sound"])["black_box_accuracy"]
+
+
+def test_a_source_that_was_trained_on_other_pictures_is_none(folder: Path) -> None:
+    for data, found in (("digits", True), ("folder:mine", False)):
+        run = RunDirectory(make_run(folder / data.partition(":")[0], "digits/at", data=data))
+        source = make_run(folder / data.partition(":")[0], "digits/black-box-source", 1_000_003)
+        assert black_box_source(run, run.read_recipe()) == (source if found else None)
 
 
 def test_masked_gradients_are_looked_for_unless_told_otherwise() -> None:

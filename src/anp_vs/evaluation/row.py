@@ -95,13 +95,16 @@ class Conditions:
 
 
 def black_box_source(run: RunDirectory, recipe: Recipe) -> Path | None:
-    """The finished run that black-box attacks on this one are made on, or None when it is not there (yet)."""
+    """The finished run on the same data that black-box attacks are made on, or None when it is not there (yet)."""
     if recipe.black_box is None:
         return None
     if recipe.black_box not in recipes.RECIPES:
         return Path(recipe.black_box)
     source = RunDirectory(RunDirectory.default(recipes.RECIPES[recipe.black_box], root_of(run.path, recipe)))
-    return source.path if source.finished else None
+    if not source.finished:
+        return None
+    trained = source.read_recipe()  # one of the recipe's own data set knows nothing of pictures of one's own
+    return source.path if (trained.data, trained.pictures) == (recipe.data, recipe.pictures) else None
 
 
 def network_at(sources: Sequence[str | Path]) -> nn.Module | None:
