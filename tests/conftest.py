@@ -17,6 +17,7 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests compare to the last bit, which only a CPU promises
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 

@@ -250,9 +250,9 @@ def list_recipes(words: list[str]) -> int:
     for table in dict.fromkeys(name.split("/")[0] for name in recipes.RECIPES):
         rows = [recipe for name, recipe in recipes.RECIPES.items() if name.split("/")[0] == table]
         first, width = rows[0], max(26, *(len(recipe.name) for recipe in rows))
-        print(f"{table}: {first.data}, {first.network}, {first.epochs} epochs. {first.source}.")
+        print(f"{table}: {first.data}, {first.network}. {first.source}.")
         for recipe in rows:
-            print(f"    {recipe.name:<{width}}  {recipe.method.source}")
+            print(f"    {recipe.name:<{width}}  {recipe.epochs:>3} epochs  {recipe.method.source}")
     return 0
 
 

@@ -150,9 +150,8 @@ def test_compiling_is_measured_in_the_shape_to_come(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(tuning, "LONG", 0)
     monkeypatch.setattr(tuning, "Compiled", lambda: Recording("aot_eager"))
-    found, told = compiled(recipe("anp-vs", **AS_IT_IS, target_sparsity=50.0))
+    _, told = compiled(recipe("anp-vs", **AS_IT_IS, target_sparsity=50.0))
     assert taken == [[3, 4]]  # of 6 and 8
-    assert found in ("on", "off")
     assert told is not None
     assert told.startswith("a step of the attack takes ")
 

@@ -171,7 +171,10 @@ def _gaussian_noise(images: Tensor, deviation: float, source: Source) -> Tensor:
 
 def _shot_noise(images: Tensor, photons: float, source: Source) -> Tensor:
     if isinstance(source, Sequence):
-        return torch.stack([torch.poisson(x * photons, g) for x, g in zip(images, source, strict=True)]) / photons
+        counts = [
+            torch.poisson(x.cpu() * photons, g) for x, g in zip(images, source, strict=True)
+        ]  # theirs are a CPU's
+        return torch.stack(counts).to(images.device) / photons
     return torch.poisson(images * photons, source) / photons
 
 

@@ -205,6 +205,8 @@ def _check(networks: Sequence[nn.Module], image: Tensor) -> None:
         try:
             with frozen(network), torch.no_grad():
                 network(image)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError) as error:
             raise InputError(
                 f"{type(network).__name__} does not accept an image of shape {tuple(image.shape)}, "

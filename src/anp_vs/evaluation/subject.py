@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -15,6 +16,7 @@ from anp_vs.data import Split, to_float
 from anp_vs.errors import InputError
 from anp_vs.pruning.twin import Twin
 
+logger = logging.getLogger(__name__)
 LabelledImages = Split | tuple[Tensor, Tensor]
 """A split of a data set, or float images N x C x H x W in [0, 1] with int64 labels N."""
 REPEATS = 5
@@ -150,6 +152,8 @@ class Subject:
     def _pass(self, images: Tensor) -> Tensor:
         try:
             logits: Tensor = self.network(images)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError) as error:
             raise InputError(
                 f"{type(self.network).__name__} does not accept images of shape {tuple(images.shape)}: "
@@ -164,6 +168,13 @@ class Subject:
                 same = torch.allclose(
                     folded(images.clone()), logits, rtol=0.0, atol=_FOLDED * float(logits.abs().max())
                 )
-        except (InputError, RuntimeError, TypeError, NotImplementedError, AttributeError):
-            return self.network  # it cannot be traced, so it is attacked as it is
+        except torch.OutOfMemoryError:
+            raise
+        except (InputError, RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
+            logger.info("%s is attacked as it is, since it cannot be traced: %s", type(self.network).__name__, error)
+            return self.network
+        if not same:
+            logger.warning(
+                "%s is attacked as it is: folded into a faster form it gives other logits.", type(self.network).__name__
+            )
         return folded if same else self.network

@@ -87,8 +87,8 @@ class Recipe:
         gate_lr: learning rate of the gates' parameters.
         weight_decay: L2 penalty on all weights: its gradient is weight_decay * w.
         schedule: multistep (x0.1 at each milestone), cosine (to 0), or onecycle (linear up over a fifth, then down).
+            The gates' learning rate follows the steps of multistep, and is constant under the others.
         milestones: shares of training at which the learning rates fall, for multistep.
-        gate_schedule: the same for the gates' learning rate; cosine means constant there until the gates decide.
         eps_warmup: share of training over which the attack's radius grows from 0.
         decide_at: share of training after which the gates are fixed: multipliers become E[pi], what is pruned
             leaves the network, and the weights go on alone. 1 lets them learn to the end, as published.
@@ -98,7 +98,7 @@ class Recipe:
         remove_after: units that stay pruned for this many steps leave the training network; 0 keeps them.
         average: decay of the running average of the weights that is evaluated and saved; 0 uses the last weights.
         precision: float32 or bfloat16, of training alone: evaluation is always float32, and so is everything that
-            sees pixels; auto takes what a short measurement at the start finds faster.
+            sees pixels (of which a GPU's convolutions keep 10 bits in training, TF32); auto takes what a short measurement at the start finds faster.
         layout: of feature maps in memory, channels-last or contiguous; auto as for the precision.
         compilation: whether the attacked network is compiled (torch.compile), from when its shape no longer changes:
             at once without gates, from `decide_at` on with them; auto measures that at the start of a long run.

@@ -26,11 +26,6 @@ class Matrix:
     clean: tuple[float | None, ...]
     conditions: dict[str, object] | None
 
-    @property
-    def complete(self) -> bool:
-        """Whether every cell was measured."""
-        return all(cell is not None for row in self.cells for cell in row)
-
 
 def matrix(runs: Sequence[RunRecord]) -> Matrix:
     """The matrix of runs that share data and test attack; cells are on the same images or left out."""

@@ -43,7 +43,7 @@ class Batches:
         """A checksum by which a resumed run knows the generated images again: of all labels, and of a thousand images."""
         if self._generated is None:
             return None
-        some = torch.linspace(0, len(self._generated) - 1, 1000).long()
+        some = torch.arange(1000) * (len(self._generated) - 1) // 999
         parts = self._generated.labels, self._generated.batch(some)
         return zlib.crc32(b"".join(part.numpy().tobytes() for part in parts))
 

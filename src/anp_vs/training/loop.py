@@ -291,7 +291,9 @@ class Trainer:
             alive = {name: gate.alive().cpu() for name, gate in found.items()}
         for name, units in alive.items():
             self.dead_for[name] = torch.where(units, 0, self.dead_for[name] + 1)
-        reached = recipe.target_sparsity is not None and sparsity_percent(self.network) >= recipe.target_sparsity
+        whole = sum(gate.original_units for gate in found.values())
+        gone = 100.0 * (1 - sum(int(kept.sum()) for kept in alive.values()) / whole)
+        reached = recipe.target_sparsity is not None and gone >= recipe.target_sparsity
         if reached or (recipe.decide_at < 1 and self.progress >= recipe.decide_at):
             closed = [name for name, gate in found.items() if gate.collapsed()]
             removed = self.remove({name: ~units for name, units in alive.items()})

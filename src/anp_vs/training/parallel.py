@@ -128,7 +128,7 @@ def together(share: Share) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if share.world == 1:
+        if share.world == 1 or isinstance(error, torch.OutOfMemoryError):
             raise
         raise RunError(
             f"Another of the run's {share.world} processes has ended ({' '.join(str(error).split())[:160]}). The last "

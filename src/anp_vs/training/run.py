@@ -245,6 +245,8 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
             trainer.load_state(state)
             watch.load_state_dict(state["watch"])
             position, owed, said = int(state["metrics_position"]), bool(state["owed"]), state["said"]
+        except torch.OutOfMemoryError:
+            raise  # the checkpoint is sound, the GPU is full
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(
                 f"{run.checkpoint} does not belong to this recipe or to this version of anp-vs ({type(error).__name__}: "

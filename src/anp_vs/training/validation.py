@@ -11,6 +11,7 @@ from anp_vs.attacks import geometry
 from anp_vs.attacks.losses import ce
 from anp_vs.attacks.pgd import ascend
 from anp_vs.data import Split
+from anp_vs.device import full_float32
 from anp_vs.recipes import Recipe
 from anp_vs.training.seeding import generator
 
@@ -19,6 +20,7 @@ BATCH = 125
 STEPS = 20
 
 
+@full_float32()
 def validate(network: nn.Module, split: Split, recipe: Recipe, stop: Callable[[], bool]) -> dict[str, float] | None:
     """Clean and PGD accuracy in percent on the first images of a split.
 
