@@ -9,6 +9,7 @@ import torch
 
 from anp_vs import recipes, serialization
 from anp_vs.data import load as load_data
+from anp_vs.data import to_float
 from anp_vs.evaluation.row import evaluate_run
 from anp_vs.report.tables import show
 from anp_vs.terminal import plain_console
@@ -39,7 +40,7 @@ def run(root: Path) -> int:
     ]
     path = RunDirectory.default(recipes.RECIPES[ROWS[-1]], root)
     gated, small = serialization.load(path / "network.safetensors"), serialization.load(path)
-    images = load_data("digits").test.images.float() / 255
+    images = to_float(load_data("digits").test.images)
     with torch.no_grad():
         difference = float((gated(images) - small(images)).abs().max())
     console.print()

@@ -27,8 +27,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware() -> str:
-    """Processor, cores and, when present, the GPU, in words."""
+def hardware(device: torch.device | None = None) -> str:
+    """Processor, cores and the GPU, in words; the GPU only where it is the device that computed (None: if there is one)."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -38,7 +38,7 @@ def hardware() -> str:
     except OSError:
         pass  # not Linux: the platform's own word is enough
     words = f"{name}, {torch.get_num_threads()} threads"
-    if torch.cuda.is_available():
+    if (device is None or device.type == "cuda") and torch.cuda.is_available():
         words += f", {torch.cuda.get_device_name()}"
     return words
 
@@ -68,6 +68,6 @@ def command() -> str:
     return " ".join([program, *map(shlex.quote, sys.argv[1:])])
 
 
-def provenance() -> dict[str, Any]:
-    """All of it, ready for JSON."""
-    return {"command": command(), "commit": commit(), "hardware": hardware(), "versions": versions()}
+def provenance(device: torch.device | None = None) -> dict[str, Any]:
+    """All of it, ready for JSON; of what a device computed, where one is named."""
+    return {"command": command(), "commit": commit(), "hardware": hardware(device), "versions": versions()}

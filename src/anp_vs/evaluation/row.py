@@ -148,7 +148,7 @@ def evaluate_run(path: Path, out: Path | None = None, **options: Any) -> dict[st
         "row": row + extra, "extra_data": extra, "table": table, "run_seed": recipe.seed,
         "recipe_values": recipes.to_dict(recipe),
         **_origin(sources),
-        "train_seconds": serialization.card_of(full).get("train_seconds"),
+        **{name: serialization.card_of(full).get(name) for name in ("train_seconds", "train_hardware")},
         "network_sha256": serialization.card_of(full)["sha256"],
     }  # fmt: skip
     result = _measured(
@@ -156,7 +156,7 @@ def evaluate_run(path: Path, out: Path | None = None, **options: Any) -> dict[st
         data_root=chosen.data_root or recipe.data_root, sources=sources, gated=full if gates(full) else None,
         network_sha256=facts["network_sha256"],
     )  # fmt: skip
-    return _keep(facts, result, out, seed=recipe.seed)
+    return _keep(facts, result, out, chosen.device, seed=recipe.seed)
 
 
 def evaluate_model(name: str, conditions: Conditions, *, out: Path, **options: Any) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def evaluate_model(name: str, conditions: Conditions, *, out: Path, **options: A
         "dataset": data, "network": model.architecture, "method": name, "row": name + extra, "extra_data": extra, "recipe": known.name if known else None,
         **_origin(chosen.sources), "network_sha256": network_sha256,
     }  # fmt: skip
-    return _keep(facts, result, out)
+    return _keep(facts, result, out, chosen.device)
 
 
 def _check_folder(out: Path) -> None:
@@ -293,9 +293,9 @@ def _origin(sources: Sequence[str | Path]) -> dict[str, Any]:
     return {"black_box_source": ", ".join(map(str, sources)) or None, "black_box_sha256": sums}
 
 
-def _keep(facts: dict[str, Any], result: Evaluation, path: Path, **more: Any) -> dict[str, Any]:
+def _keep(facts: dict[str, Any], result: Evaluation, path: Path, device: str, **more: Any) -> dict[str, Any]:
     """Write the row, and beside it what happened to each image; returns the row."""
-    line = {**facts, **dict(result), "evaluation_seed": result["seed"], **more, **provenance()}
+    line = {**facts, **dict(result), "evaluation_seed": result["seed"], **more, **provenance(choose(device))}
     write_atomically(path, json.dumps(line, indent=2).encode())
     images = {
         "correct": {setting: right.int().tolist() for setting, right in result.correct.items()},

@@ -16,11 +16,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from anp_vs.methods.method import Method, Objective, logits_pair
 from anp_vs.methods.ranges import in_range
-from anp_vs.methods.trades import START_RADIUS, divergence
+from anp_vs.methods.trades import START_RADIUS, divergence, pair_objective
 
 
 def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -76,9 +75,4 @@ class MART(Method):
         """The loss of one batch."""
         clean, attacked = logits_pair(network, images, adversarial)
         loss = mart_loss(clean, attacked, labels, self.lambda_)
-        metrics = {
-            "loss_clean": functional.cross_entropy(clean.detach(), labels),
-            "loss_adversarial": functional.cross_entropy(attacked.detach(), labels),
-            "divergence": divergence(clean.detach(), attacked.detach()).mean(),
-        }
-        return Objective(loss, None, attacked.detach(), clean.detach(), metrics)
+        return pair_objective(loss, clean, attacked, labels)

@@ -79,9 +79,14 @@ class TRADES(Method):
         """The loss of one batch."""
         clean, attacked = logits_pair(network, images, adversarial)
         loss = trades_loss(clean, attacked, labels, self.beta)
-        metrics = {
-            "loss_clean": functional.cross_entropy(clean.detach(), labels),
-            "loss_adversarial": functional.cross_entropy(attacked.detach(), labels),
-            "divergence": divergence(clean.detach(), attacked.detach()).mean(),
-        }
-        return Objective(loss, None, attacked.detach(), clean.detach(), metrics)
+        return pair_objective(loss, clean, attacked, labels)
+
+
+def pair_objective(loss: Tensor, clean: Tensor, attacked: Tensor, labels: Tensor) -> Objective:
+    """What a step minimises whose loss compares the two halves of a batch, with the parts of it that are logged."""
+    metrics = {
+        "loss_clean": functional.cross_entropy(clean.detach(), labels),
+        "loss_adversarial": functional.cross_entropy(attacked.detach(), labels),
+        "divergence": divergence(clean.detach(), attacked.detach()).mean(),
+    }
+    return Objective(loss, None, attacked.detach(), clean.detach(), metrics)

@@ -21,12 +21,13 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from anp_vs import recipes, serialization
-from anp_vs.data import Dataset
+from anp_vs.data import Dataset, to_float
 from anp_vs.data import load as load_data
 from anp_vs.data.generated import load_generated
 from anp_vs.device import choose
 from anp_vs.errors import InputError, RunError, Stopped
 from anp_vs.methods import METHODS
+from anp_vs.provenance import hardware
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates, sparsity_percent
 from anp_vs.recipes import MEASURED, Recipe
@@ -309,7 +310,7 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
                 metrics.write(step=trainer.step, epoch=epoch, **line, **units)
                 for name, value in line.items():
                     board.add_scalar(name, value, trainer.step)
-                images = trainer.validation.head(WATCHED_IMAGES).images.float().div_(255) if end_of_epoch else None
+                images = to_float(trainer.validation.head(WATCHED_IMAGES).images) if end_of_epoch else None
                 wrong = watch.look(trainer.network, line, images)
                 for message in wrong:
                     say(message)
@@ -369,6 +370,7 @@ def _finish(recipe: Recipe, run: RunDirectory, dataset: Dataset, trainer: Traine
         "recipe": recipes.to_dict(recipe),
         "seed": recipe.seed,
         "train_seconds": round(trainer.seconds, 1),
+        "train_hardware": hardware(trainer.fabric.device),
         **more,
     }
     if gates(network):

@@ -10,7 +10,7 @@ from torch import nn
 from anp_vs.attacks import geometry
 from anp_vs.attacks.losses import ce
 from anp_vs.attacks.pgd import ascend
-from anp_vs.data import Split
+from anp_vs.data import Split, to_float
 from anp_vs.device import full_float32
 from anp_vs.recipes import Recipe
 from anp_vs.training.seeding import generator
@@ -38,7 +38,7 @@ def validate(network: nn.Module, split: Split, recipe: Recipe, stop: Callable[[]
     for indices, (pictures, labels) in zip(order, split.batches(order), strict=True):
         if stop():
             return None
-        images, begin = pictures.float().div_(255), int(indices[0])
+        images, begin = to_float(pictures), int(indices[0])
         draws = generator(images.device, recipe.seed, "validate", begin)
         noise = torch.empty_like(images).uniform_(-eps, eps, generator=draws)
         right = network(images).argmax(1) == labels
