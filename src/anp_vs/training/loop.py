@@ -55,7 +55,7 @@ class Report:
 
 
 class Trainer:
-    """One network in training, and everything needed to stop and go on bit for bit.
+    """One network in training, and everything needed to stop and go on, on a CPU bit for bit.
 
     Every random draw is a function of the seed and the step, so a state is: tensors, counters, and the step.
 
