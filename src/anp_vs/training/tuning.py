@@ -46,7 +46,7 @@ from anp_vs.training.loop import Trainer
 logger = logging.getLogger(__name__)
 
 SMALL_MACS = 20_000_000
-"""Networks below this (LeNet has 2.3 million) gain nothing from either choice; they are not measured."""
+"""On a CPU networks below this (LeNet has 2.3 million) gain nothing from either choice; they are not measured."""
 WORTH = 1.15
 """How many times faster another way has to be to replace the plain one, so that noise does not choose."""
 STEPS = 3
@@ -78,7 +78,7 @@ def settle(
     take_images(network, dataset.train.shape)
     if start is not None:
         recipe.method.begin(network, start)  # which may have been pruned
-    if macs(network, example_for(network)[:1]) < SMALL_MACS:
+    if fabric.device.type == "cpu" and macs(network, example_for(network)[:1]) < SMALL_MACS:
         plain: dict[str, Any] = {"precision": PLAIN[0], "layout": PLAIN[1], "compilation": "off"}
         return replace(recipe, **{name: plain[name] for name in MEASURED if getattr(recipe, name) == "auto"}), None
     recipe, told = _way(recipe, dataset, fabric, start)
