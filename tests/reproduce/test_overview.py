@@ -9,8 +9,10 @@ import pytest
 from rich.console import Console
 
 from anp_vs import recipes
+from anp_vs.evaluation.finished import ATTACKS, Finished
 from anp_vs.reproduce.overview import Overview
 from anp_vs.reproduce.plan import Job
+from anp_vs.training.run_directory import RunDirectory
 
 
 class Plan:
@@ -154,3 +156,12 @@ def test_a_small_terminal_shows_what_runs_and_has_failed_and_counts_the_rest(
     assert "40 done" in small.split("not shown:")[1]
     assert set(re.findall(r"job-\d+", small)).isdisjoint(job.name for job in jobs[:40])
     assert set(re.findall(r"job-\d+", whole)) == {job.name for job in jobs}
+
+
+def test_a_running_evaluation_shows_how_many_images_it_has_attacked(plan: Plan) -> None:
+    plan.log(plan.at, 40)
+    plan.overview.mark(plan.first, "running")
+    assert not any("/400" in line for line in plan.shown())
+    Finished(RunDirectory(plan.at.run).evaluation, {}, 400).keep(ATTACKS, {"done": 50})
+    (line,) = (line for line in plan.shown() if "50/400" in line)
+    assert plan.first.name in line

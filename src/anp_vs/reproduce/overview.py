@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anp_vs.errors import RunError
+from anp_vs.evaluation import how_far
 from anp_vs.reproduce.plan import TEST_IMAGES, TRAIN_IMAGES, Job
 from anp_vs.training.run_directory import MetricsLog, RunDirectory
 
@@ -113,17 +114,17 @@ class Overview:
                 ranks = list(STYLES)
                 ranked = sorted(self.jobs, key=lambda job: ranks.index(self.states[job.name]))
                 shown, rest = ranked[:rows], Counter(self.states[job.name] for job in ranked[rows:])
-            table = _table("job", "state", "epoch", "clean", "robust", "time", "left", "", title=self.summary())
+            table = _table("job", "state", "epoch, images", "clean", "robust", "time", "left", "", title=self.summary())
             left = self.left()
             for job in shown:
                 state = self.states[job.name]
                 last = self._metrics(job)
-                epoch = f"{int(last.get('epoch', -1)) + 1}/{job.recipe.epochs}" if job.trains else ""
+                far = f"{int(last.get('epoch', -1)) + 1}/{job.recipe.epochs}" if job.trains else self._attacked(job)
                 accuracies = [f"{last[k]:.1f}" if k in last else "" for k in ("clean_accuracy", "robust_accuracy")]
                 took = self._elapsed(job) if state == "running" else self._took.get(job.name)
                 times = ["" if seconds is None else _spoken(seconds) for seconds in (took, left.get(job.name))]
                 note = Text(self.notes.get(job.name, ""), no_wrap=bool(rest), overflow="ellipsis")
-                table.add_row(job.name, state, epoch, *accuracies, *times, note, style=STYLES[state])
+                table.add_row(job.name, state, far, *accuracies, *times, note, style=STYLES[state])
             if rest:
                 table.add_row("not shown: " + ", ".join(f"{n} {state}" for state, n in rest.items()), style="dim")
             return table
@@ -190,6 +191,11 @@ class Overview:
     def _elapsed(self, job: Job) -> float:
         """Seconds of the present, or last, try."""
         return self._took.get(job.name, self._clock() - self._since[job.name][0])
+
+    def _attacked(self, job: Job) -> str:
+        """How many test images the attacks of a running evaluation are through with, and of how many."""
+        far = how_far(RunDirectory(job.run).evaluation) if self.states[job.name] == "running" else None
+        return f"{far[0]}/{far[1]}" if far else ""
 
     def _metrics(self, job: Job) -> dict[str, Any]:
         path = RunDirectory(job.run).metrics
