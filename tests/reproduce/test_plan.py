@@ -43,6 +43,15 @@ def test_the_black_box_source_is_the_one_of_all_rows_when_it_is_asked_for_itself
     assert names(plan("mnist", rows=["black-box-source"], seeds=2)) == ["train mnist-cpu/black-box-source seed 1000003"]
 
 
+def test_published_cifar_rows_are_measured_under_their_own_protocol_too() -> None:
+    jobs = [job for job in plan("cifar10", rows=["at"], effort="paper", autoattack=10) if not job.trains]
+    assert [(job.protocol, job.row.name, job.autoattack) for job in jobs] == [
+        ("pixel-space", "evaluation.json", 10), ("released-code", "evaluation-released-code.json", 0)
+    ]  # fmt: skip
+    for others in (plan("mnist", effort="paper"), plan("cifar10"), plan("cifar10", effort="gpu")):
+        assert {job.protocol for job in others} == {"pixel-space"}
+
+
 def test_the_best_row_waits_for_its_start_and_its_teacher() -> None:
     jobs = {job.name: job for job in plan("mnist", effort="best")}
     (best,) = (job for job in jobs.values() if job.trains and job.recipe.name == "mnist-best/anp-vs")

@@ -194,7 +194,7 @@ class Overview:
 
     def _attacked(self, job: Job) -> str:
         """How many test images the attacks of a running evaluation are through with, and of how many."""
-        far = how_far(RunDirectory(job.run).evaluation) if self.states[job.name] == "running" else None
+        far = how_far(job.row) if self.states[job.name] == "running" else None
         return f"{far[0]}/{far[1]}" if far else ""
 
     def _metrics(self, job: Job) -> dict[str, Any]:

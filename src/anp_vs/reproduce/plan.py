@@ -11,7 +11,8 @@ from anp_vs import recipes, serialization
 from anp_vs.data import digits
 from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.figure_files import read_object
-from anp_vs.evaluation.row import evaluate_run
+from anp_vs.evaluation.protocols import ProtocolName
+from anp_vs.evaluation.row import evaluate_run, row_file
 from anp_vs.recipes import Recipe
 from anp_vs.training.run import train
 from anp_vs.training.run_directory import RunDirectory
@@ -37,6 +38,7 @@ class Job:
         needs: names of the jobs that have to be done before.
         source: run whose network black-box images are made on, for an evaluation; None trains.
         autoattack: test images AutoAttack is run on in an evaluation, 0 for none.
+        protocol: of an evaluation.
     """
 
     name: str
@@ -45,6 +47,12 @@ class Job:
     needs: tuple[str, ...] = ()
     source: Path | None = None
     autoattack: int = 0
+    protocol: ProtocolName = "pixel-space"
+
+    @property
+    def row(self) -> Path:
+        """File of an evaluation's row."""
+        return row_file(self.run, self.protocol)
 
     @property
     def trains(self) -> bool:
@@ -73,7 +81,7 @@ class Job:
             if self.source is None:
                 self.check()
                 return run.finished and bool(_intact(self.run))
-            row = read_object(run.evaluation) or {}
+            row = read_object(self.row) or {}
             images = row.get("images", 0)
             return bool(
                 row.get("network_sha256") == _intact(self.run)
@@ -97,7 +105,7 @@ class Job:
             sources = (self.source,) if self.source else ()
             evaluate_run(
                 self.run, data_root=data_root, sources=sources, autoattack=self.autoattack or None, device=device,
-                progress=False,
+                protocol=self.protocol, progress=False,
             )  # fmt: skip
 
 
@@ -172,6 +180,9 @@ def plan(
             name = f"evaluate {wanted.recipe.name} seed {seed}"
             needs = (wanted.name, source.name)
             jobs[name] = Job(name, wanted.recipe, wanted.run, needs, source.run, autoattack)
+            if effort == "paper" and table.startswith("cifar"):  # whose published rows compare with this protocol alone
+                name += ", released-code"
+                jobs[name] = Job(name, wanted.recipe, wanted.run, needs, source.run, 0, "released-code")
     return list(jobs.values())
 
 

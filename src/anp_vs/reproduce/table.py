@@ -81,4 +81,5 @@ def refuse_others(jobs: Sequence[Job]) -> None:
 
 def evaluated(overview: Overview) -> list[Path]:
     """Run directories of a plan whose evaluation is done."""
-    return [job.run for job in overview.jobs if not job.trains and overview.states[job.name] == "done"]
+    done = (job.run for job in overview.jobs if not job.trains and overview.states[job.name] == "done")
+    return list(dict.fromkeys(done))  # a run may have a row under each protocol
