@@ -106,8 +106,9 @@ def test_help_on_a_recipe_names_every_field_and_what_it_is_now(anp_vs: Any) -> N
 
 def test_a_long_recipe_s_name_and_its_source_stay_apart(anp_vs: Any) -> None:
     lines = anp_vs("recipes").out.splitlines()
-    listed = dict(re.split(r" {2,}", line.strip(), maxsplit=1) for line in lines if line.startswith("    "))
-    assert listed == {name: recipe.method.source for name, recipe in RECIPES.items()}
+    listed = [re.split(r" {2,}", line.strip(), maxsplit=2) for line in lines if line.startswith("    ")]
+    wanted = {(name, f"{recipe.epochs} epochs", recipe.method.source) for name, recipe in RECIPES.items()}
+    assert {tuple(columns) for columns in listed} == wanted
 
 
 @pytest.mark.parametrize("command", ["demo", "evaluate", "compact", "export", "cost", "report", "reproduce", "recipes"])
