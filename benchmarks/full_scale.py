@@ -26,6 +26,8 @@ PLAN = [f"{data}-gpu/{row}" for rows, data in product((FIRST, THEN), ("cifar10",
 PLAN += [
     f"{data}/{row}" for data in ("mnist", "cifar10", "cifar100") for row in (*FIRST, *THEN) if row != "anp-vs-small"
 ]
+SOURCE_SEED = "seed1000003"
+"""The run directory of the one black-box source."""
 AUTOATTACK_IMAGES = 1000
 AT_BNN_IMAGES = 500
 """Every pass of it is averaged over 20 draws; AutoAttack, which would be, too, is left out."""
@@ -51,7 +53,7 @@ def main() -> int:
         row = recipe.rpartition("/")[2]
         if row == "black-box-source" and seed:
             continue  # one for all seeds
-        run = asked.out / recipe / ("seed1000003" if row == "black-box-source" else f"seed{seed}")
+        run = asked.out / recipe / (SOURCE_SEED if row == "black-box-source" else f"seed{seed}")
         common = ["--data-root", asked.data_root, "--device", asked.device]
         own = [] if row == "black-box-source" else ["--seed", str(seed)]
         status = (
@@ -73,7 +75,7 @@ def main() -> int:
 def evaluated(run: Path) -> bool:
     """Whether a run has its row, black-box columns included as soon as there is a source for them."""
     row = run / "evaluation.json"
-    source = run.parent.parent / "black-box-source" / "seed1000003" / "network.json"
+    source = run.parent.parent / "black-box-source" / SOURCE_SEED / "network.json"
     return row.exists() and (json.loads(row.read_text())["black_box_accuracy"] is not None or not source.exists())
 
 

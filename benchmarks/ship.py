@@ -18,16 +18,8 @@ from anp_vs import serialization
 
 SHIPPED = Path(__file__).resolve().parent.parent / "src" / "anp_vs" / "shipped"
 KEPT = (
-    "classes",
-    "data",
-    "threat_model",
-    "recipe",
-    "seed",
-    "train_seconds",
-    "sparsity_percent",
-    "extra_data",
-    "stages",
-)
+    "classes", "data", "threat_model", "recipe", "seed", "train_seconds", "sparsity_percent", "extra_data", "stages",
+)  # fmt: skip
 MEASURED = (
     "clean_accuracy", "white_box_accuracy", "white_box_accuracy_strongest", "black_box_accuracy", "autoattack_accuracy",
     "autoattack_images", "white_box_vulnerability", "black_box_vulnerability", "parameters", "macs", "flops_reduction",

@@ -19,9 +19,10 @@ from anp_vs import recipes, serialization
 from anp_vs.attacks.state import State
 from anp_vs.data import load as load_data
 from anp_vs.data import to_float
+from anp_vs.data.lazy import LazySplit
 from anp_vs.errors import InputError, Stopped
 from anp_vs.evaluation import evaluate, how_far
-from anp_vs.evaluation.finished import ATTACKS, Finished
+from anp_vs.evaluation.finished import ATTACKS, Finished, checksum
 from anp_vs.evaluation.protocols import PixelSpace
 from anp_vs.evaluation.row import Conditions, evaluate_model, evaluate_run
 from anp_vs.networks import build
@@ -225,6 +226,14 @@ def test_code_that_changed_under_the_same_weights_is_noticed(tmp_path: Path, cap
     changed.recognise("network", logits + 0.1)
     assert changed.done == 0
     assert "a network that gives other logits" in caplog.text
+
+
+def test_pictures_are_told_apart_without_having_them_all_in_memory() -> None:
+    test = load_data("digits").test
+    lazy = LazySplit(lambda number: test.images[number], torch.arange(400), test.labels, test.shape, workers=2)
+    assert checksum(lazy) == checksum(test)
+    assert lazy._images is None
+    assert checksum(lazy.head(399)) != checksum(lazy) != checksum(test.subset(torch.arange(400).flip(0)))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda n: n.name)

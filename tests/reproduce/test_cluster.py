@@ -1,5 +1,6 @@
 """A plan on a local Ray cluster, with a worker process killed in the middle."""
 
+import io
 import os
 import signal
 import threading
@@ -165,7 +166,7 @@ def test_a_cluster_that_cannot_be_joined_is_a_mistake_with_a_remedy(
     monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "3")
     monkeypatch.setattr(ray, "init", refuse)
     if address == "head:6379":
-        monkeypatch.setattr("socket.create_connection", lambda *_, **__: open(os.devnull))  # noqa: PTH123, SIM115
+        monkeypatch.setattr("socket.create_connection", lambda *_, **__: io.BytesIO())
     refused = "token is missing" if address in ("", "head:6379") else "refused|65535"
     with pytest.raises(InputError, match=rf"RAY_ADDRESS={address}.*({refused}).*unset RAY_ADDRESS.*auth_token"):
         reproduce([job("first", tmp_path)], cluster=True)

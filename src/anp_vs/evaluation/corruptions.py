@@ -171,9 +171,8 @@ def _gaussian_noise(images: Tensor, deviation: float, source: Source) -> Tensor:
 
 def _shot_noise(images: Tensor, photons: float, source: Source) -> Tensor:
     if isinstance(source, Sequence):
-        counts = [
-            torch.poisson(x.cpu() * photons, g) for x, g in zip(images, source, strict=True)
-        ]  # theirs are a CPU's
+        # Generators of single images are a CPU's.
+        counts = [torch.poisson(x.cpu() * photons, g) for x, g in zip(images, source, strict=True)]
         return torch.stack(counts).to(images.device) / photons
     return torch.poisson(images * photons, source) / photons
 

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from anp_vs.provenance import command
 from anp_vs.storage import pack, unpack, write_atomically
 
 logger = logging.getLogger(__name__)
+_TOGETHER = 250  # images whose checksum is taken at once
 ATTACKS = "attacks"
 """The part that holds what the attacks did to the first images; it has an entry `done`, their number."""
 
@@ -129,10 +131,16 @@ def how_far(row: Path) -> tuple[int, int] | None:
     Returns:
         None where no evaluation has begun, or its row is written.
     """
+    path = _files(row)[0]
     try:
-        held = _read(_files(row)[0])
-    except RunError:
+        return _attacked(path, path.stat().st_mtime_ns)
+    except (OSError, RunError):
         return None
+
+
+@lru_cache  # whoever watches an evaluation asks far more often than the file changes
+def _attacked(path: Path, written: int) -> tuple[int, int] | None:
+    held = _read(path)
     attacks = held["parts"].get(ATTACKS)
     return (attacks["done"], held["images"]) if attacks else None
 
@@ -155,8 +163,12 @@ def checksum(of: nn.Module | LabelledImages) -> str:
 
 def _tensors(of: nn.Module | LabelledImages) -> Iterable[Tensor]:
     if isinstance(of, nn.Module):
-        return [*of.parameters(), *of.buffers()]
-    return (of.images, of.labels) if isinstance(of, Split) else of
+        yield from (*of.parameters(), *of.buffers())
+    elif isinstance(of, Split):  # batch by batch: a folder of pictures may be larger than memory
+        for batch in of.batches(torch.split(torch.arange(len(of)), _TOGETHER)):
+            yield from batch
+    else:
+        yield from of
 
 
 def _files(row: Path) -> tuple[Path, Path]:

@@ -248,8 +248,8 @@ def _measured(
     device, source = choose(chosen.device), network_at(sources)
     settings = {
         "network": [checksum(one) for one in (network, gated) if one], "black-box source": source and checksum(source),
-        "set of test images": checksum(dataset.test), "eps": eps, "step": step, "steps": steps, "norm": norm,
-        "restarts": restarts, "limit": count, "autoattack": chosen.autoattack, "draws": draws,
+        "limit": count, "set of test images": checksum(dataset.test.head(count)), "eps": eps, "step": step, "steps": steps, "norm": norm,
+        "restarts": restarts, "autoattack": chosen.autoattack, "draws": draws,
         "protocol": chosen.protocol, "device": device.type, "version of the software": versions(),
     }  # fmt: skip
     finished = Finished(out, settings, count)

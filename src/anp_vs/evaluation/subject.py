@@ -170,7 +170,7 @@ class Subject:
                 )
         except torch.OutOfMemoryError:
             raise
-        except (InputError, RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
+        except (InputError, RuntimeError, TypeError, AttributeError) as error:
             logger.info("%s is attacked as it is, since it cannot be traced: %s", type(self.network).__name__, error)
             return self.network
         if not same:

@@ -194,14 +194,15 @@ def total_kl(network: nn.Module) -> Tensor:
     return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float64)
 
 
-def sparsity_percent(network: nn.Module) -> float:
-    """100 (1 - active units / original units) over all gates; 0 without gates."""
-    found = gates(network).values()
-    original = sum(gate.original_units for gate in found)
+def sparsity_percent(network: nn.Module, alive: Mapping[str, Tensor] | None = None) -> float:
+    """100 (1 - active units / original units) over all gates; 0 without gates. `alive`: what is known of them already."""
+    found = gates(network)
+    original = sum(gate.original_units for gate in found.values())
     if not original:
         return 0.0
     with torch.no_grad():
-        return 100.0 * (1 - sum(int(gate.alive().sum()) for gate in found) / original)
+        known = alive or {name: gate.alive() for name, gate in found.items()}
+        return 100.0 * (1 - sum(int(units.sum()) for units in known.values()) / original)
 
 
 def original_units(network: nn.Module, path: str) -> int | None:

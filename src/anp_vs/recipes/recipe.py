@@ -98,7 +98,8 @@ class Recipe:
         remove_after: units that stay pruned for this many steps leave the training network; 0 keeps them.
         average: decay of the running average of the weights that is evaluated and saved; 0 uses the last weights.
         precision: float32 or bfloat16, of training alone: evaluation is always float32, and so is everything that
-            sees pixels (of which a GPU's convolutions keep 10 bits in training, TF32); auto takes what a short measurement at the start finds faster.
+            sees pixels (of which a GPU's convolutions keep 10 bits in training, TF32); auto takes what a short
+            measurement at the start finds faster.
         layout: of feature maps in memory, channels-last or contiguous; auto as for the precision.
         compilation: whether the attacked network is compiled (torch.compile), from when its shape no longer changes:
             at once without gates, from `decide_at` on with them; auto measures that at the start of a long run.

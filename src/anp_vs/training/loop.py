@@ -291,9 +291,8 @@ class Trainer:
             alive = {name: gate.alive().cpu() for name, gate in found.items()}
         for name, units in alive.items():
             self.dead_for[name] = torch.where(units, 0, self.dead_for[name] + 1)
-        whole = sum(gate.original_units for gate in found.values())
-        gone = 100.0 * (1 - sum(int(kept.sum()) for kept in alive.values()) / whole)
-        reached = recipe.target_sparsity is not None and gone >= recipe.target_sparsity
+        target = recipe.target_sparsity
+        reached = target is not None and sparsity_percent(self.network, alive) >= target
         if reached or (recipe.decide_at < 1 and self.progress >= recipe.decide_at):
             closed = [name for name, gate in found.items() if gate.collapsed()]
             removed = self.remove({name: ~units for name, units in alive.items()})
@@ -304,8 +303,8 @@ class Trainer:
             said = f"gates fixed at {sparsity_percent(self.network):.1f} % sparsity; {removed} units left the network"
             if closed:
                 said += f"; every unit of {', '.join(closed)} would be pruned, the strongest was kept"
-            if recipe.target_sparsity is not None and not reached:
-                said += f"; the target of {recipe.target_sparsity:g} % was not reached: raise method.beta or decide_at"
+            if target is not None and not reached:
+                said += f"; the target of {target:g} % was not reached: raise method.beta or decide_at"
             return said
         if recipe.remove_after and self.step % max(1, recipe.remove_after // 4) == 0:
             dead = {name: count >= recipe.remove_after for name, count in self.dead_for.items()}
