@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -11,7 +12,9 @@ from anp_vs import recipes, serialization
 from anp_vs.cli import main
 from anp_vs.errors import DataError, InputError, RunError
 from anp_vs.networks import build
+from anp_vs.reproduce import cluster
 from anp_vs.reproduce import table as reproduce_table
+from anp_vs.reproduce.cluster import work_on_cluster
 from anp_vs.reproduce.here import brief, work_here
 from anp_vs.reproduce.overview import Overview
 from anp_vs.reproduce.plan import ROWS, Job, plan
@@ -224,16 +227,31 @@ def test_the_plan_tells_what_is_done_and_what_each_job_needs(
 
 @pytest.mark.parametrize(
     ("options", "gpus"),
-    [([], 0), (["--device", "cuda"], 1), (["--device", "cuda", "--gpus", "0.5"], 0.5), (["--gpus", "2"], 2)],
-)
-def test_the_cluster_is_asked_for_gpus_and_told_whole_paths(
+    [
+        ([], 1), (["--device", "cuda"], 1), (["--device", "cuda", "--gpus", "0.5"], 0.5), (["--gpus", "2"], 2),
+        (["--device", "cpu"], 0),
+    ],
+)  # fmt: skip
+def test_a_job_gets_the_gpu_that_its_device_asks_for(
     options: list[str], gpus: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Ray hides the GPUs that a job did not ask for. A cluster of four, and no job left when it is asked."""
+    ray = Mock()
+    ray.cluster_resources.return_value = {"CPU": 8.0, "GPU": 4.0}
+    monkeypatch.setattr(cluster.util, "find_spec", lambda _: ray)
+    monkeypatch.setattr(cluster, "import_module", lambda _: ray)
+    monkeypatch.setattr(
+        reproduce_table, "work_on_cluster", lambda _, *given, **named: work_on_cluster([], *given, **named)
+    )
+    assert main(["reproduce", "mnist", "--cluster", "--out", str(tmp_path), *options]) == 0
+    assert ray.remote.call_args.kwargs["num_gpus"] == gpus
+
+
+def test_the_cluster_is_told_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setattr(reproduce_table, "work_on_cluster", lambda jobs, _, **given: asked.update(given, jobs=jobs))
     monkeypatch.chdir(tmp_path)
-    assert main(["reproduce", "mnist", "--cluster", "--data-root", "data", "--out", "runs", *options]) == 0
-    assert asked["gpus"] == gpus
+    assert main(["reproduce", "mnist", "--cluster", "--data-root", "data", "--out", "runs"]) == 0
     assert asked["data_root"] == str(tmp_path / "data")
     assert {job.recipe.data_root for job in asked["jobs"]} == {str(tmp_path / "data")}
     assert all(job.run.is_relative_to(tmp_path / "runs") for job in asked["jobs"])

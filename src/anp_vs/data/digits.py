@@ -10,8 +10,7 @@ from torch import Tensor
 
 SIDE = 28
 CLASSES = tuple(str(digit) for digit in range(10))
-TEST = 400
-VALIDATION = 197
+TRAIN, VALIDATION, TEST = 1200, 197, 400
 
 
 def read() -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from anp_vs.evaluation.certify import certify_smoothed
 from anp_vs.evaluation.corruptions import evaluate_corruptions
 from anp_vs.evaluation.finished import Finished
 from anp_vs.evaluation.intervals import certified
-from anp_vs.evaluation.subject import FEWEST_DRAWS, LabelledImages, Subject, batches, count_of, device_of
+from anp_vs.evaluation.subject import FEWEST_DRAWS, LabelledImages, Subject, batches, count_of, device_of, first_batch
 
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Radii that interval bounds are tried at, as shares of the attack's: a network not trained for them proves small ones."""
@@ -92,7 +92,7 @@ def _intervals(
     radii = list(dict.fromkeys(share * eps for share in SHARES))  # at eps 0 they are one
     proven = [0] * len(radii)
     judged, device = copy.deepcopy(network).eval(), device_of(network)
-    _, first, first_labels = next(batches(split, min(count, _BATCH), _BATCH))
+    first, first_labels = first_batch(split, count, _BATCH)
     if Subject(network, first, first_labels, draws=FEWEST_DRAWS).random:
         missing = "the network is random in evaluation mode, and bounds of one draw prove nothing about the others."
         return {"interval": None, "interval_missing": missing}

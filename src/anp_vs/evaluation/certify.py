@@ -17,7 +17,7 @@ from anp_vs.attacks.noise import per_image, seed_of, seeded
 from anp_vs.errors import InputError
 from anp_vs.evaluation.finished import Finished
 from anp_vs.evaluation.progress import stage
-from anp_vs.evaluation.subject import FEWEST_DRAWS, LabelledImages, Subject, batches, count_of, device_of
+from anp_vs.evaluation.subject import FEWEST_DRAWS, LabelledImages, Subject, batches, count_of, device_of, first_batch
 
 ABSTAINED = -1
 """The class where no class was common enough."""
@@ -94,7 +94,7 @@ def certify_smoothed(
         )
     count = count_of(split, limit)
     device = device_of(network)
-    _, first, first_labels = next(batches(split, min(count, batch_size), batch_size))
+    first, first_labels = first_batch(split, count, batch_size)
     subject = Subject(network, first, first_labels, draws=FEWEST_DRAWS)
     if subject.random:
         batch_size = 1  # one draw of the weights serves a batch, and the bound counts independent votes

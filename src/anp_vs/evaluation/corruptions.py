@@ -25,7 +25,7 @@ from anp_vs.attacks.noise import Source, normal, per_image, uniform
 from anp_vs.errors import InputError
 from anp_vs.evaluation.finished import Finished
 from anp_vs.evaluation.progress import stage
-from anp_vs.evaluation.subject import LabelledImages, Subject, batches, count_of, device_of
+from anp_vs.evaluation.subject import LabelledImages, Subject, batches, count_of, device_of, first_batch
 
 SEVERITIES: dict[str, tuple[float, float, float, float, float]] = {
     "gaussian-noise": (0.04, 0.06, 0.08, 0.09, 0.10),
@@ -113,7 +113,7 @@ def evaluate_corruptions(
         raise InputError("no corruption or no severity was chosen; choose at least one of each.")
     count = count_of(split, limit)
     device = device_of(network)
-    _, first, first_labels = next(batches(split, min(count, batch_size), batch_size))
+    first, first_labels = first_batch(split, count, batch_size)
     subject = Subject(network, first, first_labels, draws=draws)
     shots = [("clean", 0), *((name, severity) for name in chosen for severity in levels)]
     finished, right = finished or Finished(), dict.fromkeys(shots, 0)

@@ -10,7 +10,7 @@ from anp_vs.attacks.noise import per_image, seed_of, seeded
 from anp_vs.errors import InputError
 from anp_vs.evaluation.finished import Finished
 from anp_vs.evaluation.progress import stage
-from anp_vs.evaluation.subject import LabelledImages, Subject, batches, count_of, device_of
+from anp_vs.evaluation.subject import LabelledImages, Subject, batches, count_of, device_of, first_batch
 
 
 def query_accuracy(
@@ -53,7 +53,7 @@ def query_accuracy(
         raise InputError(f"queries is {queries}; it must be at least 1.")
     count = count_of(split, limit)
     device = device_of(network)
-    _, first, labels = next(batches(split, min(count, batch_size), batch_size))
+    first, labels = first_batch(split, count, batch_size)
     subject = Subject(network, first, labels, draws=draws)
     finished, right = finished or Finished(), 0
 

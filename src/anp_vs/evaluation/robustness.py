@@ -22,7 +22,7 @@ from anp_vs.evaluation.progress import Step, stage
 from anp_vs.evaluation.protocols import Budget, EvaluationProtocol, ProtocolName, protocol_by_name
 from anp_vs.evaluation.published_cost import published_cost
 from anp_vs.evaluation.signs import square_after_gradients
-from anp_vs.evaluation.subject import LabelledImages, Subject, batches, count_of, device_of
+from anp_vs.evaluation.subject import LabelledImages, Subject, batches, count_of, device_of, first_batch
 from anp_vs.evaluation.tally import Tally
 from anp_vs.evaluation.vulnerability import VulnerabilityMeter
 from anp_vs.evaluation.white_box import Attacker, strongest
@@ -120,7 +120,7 @@ def evaluate(
     count = count_of(split, limit)
     _check(budget, way.name, restarts, batch_size, autoattack, masking)
     device = device_of(network)
-    _, first, labels = next(batches(split, min(count, batch_size), batch_size))
+    first, labels = first_batch(split, count, batch_size)
     shown = way.prepare(first)
     target = Subject(way.adapt(network), shown, labels, draws=draws, classes=classes)
     sources = _companion(source, "source network", way, shown, labels, draws, classes)

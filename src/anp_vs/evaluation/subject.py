@@ -40,6 +40,12 @@ def batches(images: LabelledImages, count: int, size: int) -> Iterator[tuple[int
         start += len(labels)
 
 
+def first_batch(images: LabelledImages, count: int, size: int) -> tuple[Tensor, Tensor]:
+    """The first of the `batches`, which a network is looked at with: float images in [0, 1], and labels."""
+    _, shown, labels = next(batches(images, min(count, size), size))
+    return shown, labels
+
+
 def _pairs(images: LabelledImages, order: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     if isinstance(images, Split):
         for batch, labels in images.batches(order):

@@ -53,8 +53,8 @@ def work_on_cluster(
         _connect(ray)
     try:
         total: dict[str, float] = ray.cluster_resources()
-        if device == "auto":  # on a cluster with GPUs it takes one, which Ray hides from a job that asked for none
-            gpus = gpus or min(1.0, total.get("GPU", 0.0))
+        if device != "cpu":  # Ray hides the GPUs that a job did not ask for
+            gpus = gpus or (1.0 if device == "cuda" else min(1.0, total.get("GPU", 0.0)))
         if cpus > total.get("CPU", 0) or gpus > total.get("GPU", 0):
             raise InputError(
                 f"A job asks for {cpus} CPU cores and {gpus:g} GPUs; the cluster has {total.get('CPU', 0):g} and "

@@ -31,7 +31,7 @@ def reproduce(
         cluster: on Ray instead of in this process.
         retries: further tries of a job that failed, from its last checkpoint.
         cpus: CPU cores a job gets on the cluster.
-        gpus: GPUs a job gets on the cluster; with device cuda at least a share of one, 1 where none is said.
+        gpus: GPUs a job gets on the cluster; 0 for what `device` needs, see `work_on_cluster`.
         data_root: folder that holds the data sets.
         device: auto, cpu or cuda.
         dry: check all that is given, and only look at what is done.
@@ -56,7 +56,6 @@ def reproduce(
         return overview
     with overview:
         if cluster:
-            gpus = gpus or float(device == "cuda")  # Ray hides the GPUs that a job did not ask for
             work_on_cluster(jobs, overview, retries=retries, cpus=cpus, gpus=gpus, data_root=data_root, device=device)
         else:
             work_here(jobs, overview, lambda job: job.do(data_root, device), retries)

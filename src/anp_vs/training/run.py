@@ -206,12 +206,38 @@ def _step_back(run: RunDirectory, trouble: Trouble) -> None:
     checkpoint.save(run.checkpoint, state)
 
 
-def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> None:
-    """Train from the last checkpoint."""
+@dataclass(frozen=True)
+class _Work:
+    """A trainer at the point where its run stands.
+
+    Attributes:
+        recipe: with how to compute settled.
+        dataset: of it.
+        trainer: ready for the next step.
+        watch: that has seen what came before.
+        begins: whether no checkpoint was there.
+        carried: what every checkpoint repeats: the teacher's checksum, other data seen, the stages before.
+        position: bytes of the metrics that the checkpoint answers for.
+        owed: a signal came during the validation of the step that was saved; it is made up for first.
+        said: what there is to tell first.
+    """
+
+    recipe: Recipe
+    dataset: Dataset
+    trainer: Trainer
+    watch: Watch
+    begins: bool
+    carried: dict[str, Any]
+    position: int
+    owed: bool
+    said: list[str]
+
+
+def _taken_up(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> _Work:
+    """The work of a run from its last checkpoint on, or from the start."""
     state, problem = checkpoint.read_latest(run.checkpoint)
     if problem:
         logger.warning("%s The previous checkpoint is used instead.", problem)
-    first = fabric.is_global_zero
     with fabric.rank_zero_first():  # a data set that has to be downloaded is downloaded once
         dataset = load_data(recipe.data, recipe.data_root, validation=recipe.validation, pictures=recipe.pictures)
     generated = None  # looked at before anything else is trained
@@ -230,33 +256,47 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
     start, before = _start(recipe, root, fabric, quiet) if state is None else (None, {})
     # What the network it starts from, or its teacher, has seen of other data is behind this one too.
     seen = recipe.extra_data, before.get("extra_data"), learned.get("extra_data")
-    extra_data = str(state.get("extra_data", "") if state else next(filter(None, seen), ""))
-    stages = state.get("stages") if state else _stages(before)
-    told = None
+    carried = {
+        "teacher": lesson,
+        "extra_data": str(state.get("extra_data", "") if state else next(filter(None, seen), "")),
+        "stages": state.get("stages") if state else _stages(before),
+    }
+    said = []
     if run.recipe_file.exists():  # how to compute was settled when the run began
         held = run.read_recipe()
         kept = {name: getattr(held, name) for name in MEASURED if name != "compilation" or recipe.compilation == "auto"}
         recipe = dataclasses.replace(recipe, **kept)
     else:
         recipe, told = settle(recipe, dataset, fabric, start)
+        said = [told] if told else []
     trainer, watch = Trainer(recipe, dataset, fabric, start, teacher, generated), Watch()
-    position, owed, said = 0, False, None
-    if state is not None:
-        try:
-            trainer.load_state(state)
-            watch.load_state_dict(state["watch"])
-            position, owed, said = int(state["metrics_position"]), bool(state["owed"]), state["said"]
-        except torch.OutOfMemoryError:
-            raise  # the checkpoint is sound, the GPU is full
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise RunError(
-                f"{run.checkpoint} does not belong to this recipe or to this version of anp-vs ({type(error).__name__}: "
-                f"{error}). Move the run directory away and train again."
-            ) from error
+    if trainer.reinitialised:
+        said += [f"{', '.join(trainer.reinitialised)}: fresh values; all else is of the network it starts from"]
+    if state is None:
+        return _Work(recipe, dataset, trainer, watch, True, carried, 0, False, said)
+    try:
+        trainer.load_state(state)
+        watch.load_state_dict(state["watch"])
+        said += [state["said"]] if state["said"] else []
+        position, owed = int(state["metrics_position"]), bool(state["owed"])
+    except torch.OutOfMemoryError:
+        raise  # the checkpoint is sound, the GPU is full
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{run.checkpoint} does not belong to this recipe or to this version of anp-vs ({type(error).__name__}: "
+            f"{error}). Move the run directory away and train again."
+        ) from error
+    return _Work(recipe, dataset, trainer, watch, False, carried, position, owed, said)
+
+
+def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> None:
+    """Train from the last checkpoint."""
+    work, first = _taken_up(recipe, run, fabric, quiet), fabric.is_global_zero
+    recipe, trainer, owed = work.recipe, work.trainer, work.owed
     if first:
         run.claim(recipe)
     place = nullcontext(run.path) if first else TemporaryDirectory()
-    with place as folder, closing(MetricsLog(Path(folder) / run.metrics.name, position if first else 0)) as metrics, \
+    with place as folder, closing(MetricsLog(Path(folder) / run.metrics.name, work.position if first else 0)) as metrics, \
             _board(Path(folder), trainer.step) as board, _signals() as asked, closing(trainer), \
             Display(recipe, trainer, quiet=quiet or not first) as display:  # fmt: skip
         saved_at = time.monotonic()
@@ -264,17 +304,9 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
         def keep(owed: bool = False, place: Path = run.checkpoint) -> None:
             nonlocal saved_at
             check_finite(trainer.network, trainer.step)
-            own = {
-                "watch": watch.state_dict(),
-                "teacher": lesson,
-                "extra_data": extra_data,
-                "stages": stages,
-                "owed": owed,
-                "metrics_position": metrics.position(),
-                "said": None,
-            }
+            own = {"watch": work.watch.state_dict(), "owed": owed, "metrics_position": metrics.position(), "said": None}
             if first:
-                checkpoint.save(place, trainer.state() | own)
+                checkpoint.save(place, trainer.state() | work.carried | own)
             board.flush()
             saved_at = time.monotonic()
 
@@ -285,16 +317,10 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
             display.say(message)
             metrics.write(step=trainer.step, epoch=max(trainer.step - 1, 0) // trainer.steps_per_epoch, message=message)
 
-        if said:
-            say(said)
-        if recipe.on_trouble == "step-back" and state is None:
+        for message in work.said:
+            say(message)
+        if recipe.on_trouble == "step-back" and work.begins:
             keep(place=run.good)
-
-        if told:
-            say(told)
-        if trainer.reinitialised:
-            say(f"{', '.join(trainer.reinitialised)}: fresh values; all else is of the network it starts from")
-        # `owed`: a signal came during the validation of the step that was saved; it is made up for first.
         while trainer.step < trainer.total_steps or owed:
             report = None if owed else trainer.advance()
             epoch = (trainer.step - 1) // trainer.steps_per_epoch
@@ -311,7 +337,7 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
                 for name, value in line.items():
                     board.add_scalar(name, value, trainer.step)
                 images = to_float(trainer.validation.head(WATCHED_IMAGES).images) if end_of_epoch else None
-                wrong = watch.look(trainer.network, line, images)
+                wrong = work.watch.look(trainer.network, line, images)
                 for message in wrong:
                     say(message)
                 if wrong and recipe.on_trouble != "continue":
@@ -329,8 +355,8 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
                 )
         keep()
     if first:
-        kept = {"extra_data": extra_data, "stages": stages}
-        _finish(recipe, run, dataset, trainer, {name: value for name, value in kept.items() if value})
+        kept = {name: work.carried[name] for name in ("extra_data", "stages") if work.carried[name]}
+        _finish(recipe, run, work.dataset, trainer, kept)
     fabric.barrier()
 
 
