@@ -20,12 +20,14 @@ import time
 from itertools import product
 from pathlib import Path
 
+from anp_vs import recipes
+from anp_vs.evaluation.row import row_file
+
 FIRST = ("standard", "black-box-source", "anp-vs", "anp-vs-small", "at", "trades")
 THEN = ("bp", "admm", "pretraining", "pretrained-at", "at-bnn")
 PLAN = [f"{data}-gpu/{row}" for rows, data in product((FIRST, THEN), ("cifar10", "cifar100")) for row in rows]
-PLAN += [
-    f"{data}/{row}" for data in ("mnist", "cifar10", "cifar100") for row in (*FIRST, *THEN) if row != "anp-vs-small"
-]
+PUBLISHED = ("mnist", "cifar10-released", "cifar100-released")
+PLAN += [f"{table}/{row}" for table in PUBLISHED for row in (*FIRST, *THEN) if row != "anp-vs-small"]
 SOURCE_SEED = "seed1000003"
 """The run directory of the one black-box source."""
 AUTOATTACK_IMAGES = 1000
@@ -59,9 +61,12 @@ def main() -> int:
         status = (
             0 if (run / "network.json").exists() else ended(["train", recipe, "--out", str(run), *own, *common], until)
         )
-        if status == 0 and row not in ("black-box-source", "pretraining") and not evaluated(run):
-            limits = ["--limit", str(AT_BNN_IMAGES)] if row == "at-bnn" else ["--autoattack", str(AUTOATTACK_IMAGES)]
-            status = ended(["evaluate", str(run), *limits, *common], until)
+        protocol = recipes.find(recipe).protocol
+        if status == 0 and row not in ("black-box-source", "pretraining") and not evaluated(row_file(run, protocol)):
+            limits = ["--limit", str(AT_BNN_IMAGES)] if row == "at-bnn" else []
+            if not limits and protocol == "pixel-space":
+                limits = ["--autoattack", str(AUTOATTACK_IMAGES)]
+            status = ended(["evaluate", str(run), "--protocol", protocol, *limits, *common], until)
         if status is None:
             return 3
         if status:
@@ -72,10 +77,9 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def evaluated(run: Path) -> bool:
-    """Whether a run has its row, black-box columns included as soon as there is a source for them."""
-    row = run / "evaluation.json"
-    source = run.parent.parent / "black-box-source" / SOURCE_SEED / "network.json"
+def evaluated(row: Path) -> bool:
+    """Whether a run has this row, black-box columns included as soon as there is a source for them."""
+    source = row.parent.parent.parent / "black-box-source" / SOURCE_SEED / "network.json"
     return row.exists() and (json.loads(row.read_text())["black_box_accuracy"] is not None or not source.exists())
 
 
@@ -89,7 +93,7 @@ def keep(run: Path, out: Path) -> None:
     with tarfile.open(archive, "w:gz") as file:
         for path in files:
             file.add(path, "/".join((*run.parts[-3:], path.name)))
-    rows = [json.loads(path.read_text()) for path in sorted(out.glob("*/*/*/evaluation.json"))]
+    rows = [json.loads(path.read_text()) for path in sorted(out.glob("*/*/*/evaluation*.json"))]
     (out / "rows.json").write_text(json.dumps(rows, indent=2))
 
 

@@ -46,13 +46,16 @@ def test_the_black_box_source_is_the_one_of_all_rows_when_it_is_asked_for_itself
     assert names(plan("mnist", rows=["black-box-source"], seeds=2)) == ["train mnist-cpu/black-box-source seed 1000003"]
 
 
-def test_published_cifar_rows_are_measured_under_their_own_protocol_too() -> None:
-    jobs = [job for job in plan("cifar10", rows=["at"], effort="paper", autoattack=10) if not job.trains]
-    assert [(job.protocol, job.row.name, job.autoattack) for job in jobs] == [
-        ("pixel-space", "evaluation.json", 10), ("released-code", "evaluation-released-code.json", 0)
-    ]  # fmt: skip
-    for others in (plan("mnist", effort="paper"), plan("cifar10"), plan("cifar10", effort="gpu")):
-        assert {job.protocol for job in others} == {"pixel-space"}
+def test_the_released_codes_rows_are_trained_and_measured_under_its_protocol() -> None:
+    jobs = plan("cifar10", rows=["bp"], effort="released", autoattack=10)
+    assert [job.recipe.name for job in jobs if job.trains] == [
+        f"cifar10-released/{row}" for row in ("standard", "bp", "black-box-source")
+    ]
+    assert {(job.recipe.protocol, job.recipe.network) for job in jobs} == {("released-code", "vgg16-standardised")}
+    (row,) = (job for job in jobs if not job.trains)
+    assert (row.protocol, row.row.name, row.autoattack) == ("released-code", "evaluation-released-code.json", 0)
+    for others in (plan("mnist", effort="paper"), plan("cifar10", effort="paper"), plan("cifar10", effort="gpu")):
+        assert {job.recipe.protocol for job in others} == {job.protocol for job in others} == {"pixel-space"}
 
 
 def test_the_best_row_waits_for_its_start_and_its_teacher() -> None:

@@ -25,7 +25,7 @@ from anp_vs.attacks.noise import Source, uniform
 from anp_vs.attacks.pgd import ascend, pgd
 from anp_vs.attacks.prediction import check_logits
 from anp_vs.errors import InputError
-from anp_vs.networks.layers import Normalize
+from anp_vs.networks.layers import Normalize, Standardise
 from anp_vs.pruning.slicing import replace
 
 ProtocolName = Literal["pixel-space", "released-code"]
@@ -61,6 +61,9 @@ class EvaluationProtocol(Protocol):
     def adapt(self, network: nn.Module) -> nn.Module:
         """The network that takes what `prepare` gives."""
 
+    def box(self, shown: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest that an attacker may make of it in the inf norm."""
+
     def attack(
         self, network: nn.Module, shown: Tensor, labels: Tensor, budget: Budget, *, loss: str, draws: int,
         generator: Source,
@@ -82,6 +85,10 @@ class PixelSpace:
         """The network itself."""
         return network
 
+    def box(self, shown: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """`anp_vs.attacks.geometry.box`."""
+        return geometry.box(shown, eps)
+
     def attack(
         self, network: nn.Module, shown: Tensor, labels: Tensor, budget: Budget, *, loss: str, draws: int,
         generator: Source,
@@ -101,19 +108,26 @@ class ReleasedCode:
 
     def prepare(self, images: Tensor) -> Tensor:
         """Standardised images; grey ones stay as they are."""
-        return images if images.shape[1] == 1 else standardise(images)
+        return images if images.shape[1] == 1 else Standardise()(images)
 
     def adapt(self, network: nn.Module) -> nn.Module:
         """A copy in which the network's own normalisation, if it has one, does nothing.
 
-        The released network takes standardised tensors and has no normalisation. One that was trained on
-        pixels normalises by the mean and deviation of the data set, which gives it nearly the same tensor.
+        The released network takes standardised tensors and has no normalisation (`vgg16-standardised` standardises
+        by itself, so that it can be shown pixels, too). One that was trained on pixels normalises by the mean and
+        deviation of the data set, which gives it nearly the same tensor.
         """
         adapted = copy.deepcopy(network)
         for path, module in list(adapted.named_modules()):
-            if isinstance(module, Normalize) and module.mean.numel() > 1:
+            if isinstance(module, Standardise) or (isinstance(module, Normalize) and module.mean.numel() > 1):
                 replace(adapted, path, nn.Identity())
         return adapted
+
+    def box(self, shown: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Clipped to the ball around the tensor first and to [0, 1] after it, which leaves no choice outside of [0, 1]."""
+        if shown.shape[1] == 1:
+            return PixelSpace().box(shown, eps)
+        return (shown - eps).clamp_(0.0, 1.0), (shown + eps).clamp_(0.0, 1.0)
 
     @torch.no_grad()
     def attack(
@@ -131,19 +145,10 @@ class ReleasedCode:
             return PixelSpace().attack(network, shown, labels, budget, loss=loss, draws=draws, generator=generator)
         geometry.check_budget(budget.eps, budget.norm, budget.step, budget.steps)
         check_logits(network(shown[:1]), labels[:1])
-        lower, upper = (shown - budget.eps).clamp_(0.0, 1.0), (shown + budget.eps).clamp_(0.0, 1.0)
-        # Uniform in the ball, then clipped; where a value lies outside [0, 1] nothing is left to choose.
+        lower, upper = self.box(shown, budget.eps)
         offset = (2 * uniform(shown.shape, generator, shown) - 1) * budget.eps
         start = torch.clamp(shown + offset, lower, upper)
         return ascend(network, start, lower, upper, labels, budget.step, budget.steps, losses.by_name(loss), draws)
-
-
-def standardise(images: Tensor) -> Tensor:
-    """(x - mean) / max(std, 1 / sqrt(n)) over the n values of each image, N x C x H x W."""
-    flat = images.flatten(1)
-    least = flat.shape[1] ** -0.5
-    std = flat.std(dim=1, correction=0).clamp(min=least)
-    return (images - flat.mean(dim=1).view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)
 
 
 def protocol_by_name(name: str) -> EvaluationProtocol:

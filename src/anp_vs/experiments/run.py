@@ -163,7 +163,7 @@ def plan(flags: Flags) -> Plan:
     if table_of(flags) != "mnist":
         notes.append(
             "Attacks are on pixels in [0, 1]. The published CIFAR rows were attacked after standardising; to compare "
-            "with them: --protocol released-code."
+            "with them: --protocol released-code, on a network that was trained so (recipes cifar10-released/...)."
         )
     command, black_box = ["evaluate", str(path)], None
     asked = recipes.Attack(flags.eps, flags.step_size, flags.pgd_steps)

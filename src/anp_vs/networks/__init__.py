@@ -11,11 +11,12 @@ from anp_vs.errors import InputError
 from anp_vs.networks.lenet import LeNet
 from anp_vs.networks.preact import PreActResNet18, WideResNet, WideResNet28x4, WideResNet28x10
 from anp_vs.networks.resnet import ResNet18
-from anp_vs.networks.vgg import VGG16
+from anp_vs.networks.vgg import VGG16, StandardisedVGG16
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "lenet5-caffe": LeNet,
     "vgg16": VGG16,
+    "vgg16-standardised": StandardisedVGG16,
     "resnet18": ResNet18,
     "preactresnet18": PreActResNet18,
     "wideresnet28-4": WideResNet28x4,

@@ -40,6 +40,19 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std
 
 
+class Standardise(nn.Module):
+    """Standardise each [0, 1] image by its own mean and deviation, as the released code's data pipeline does.
+
+    What is standardised already stays as it is, but for rounding.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(x - mean) / max(std, 1 / sqrt(n)) over the n values of each image, N x C x H x W."""
+        values = images.flatten(1)
+        std = values.std(dim=1, correction=0).clamp(min=values.shape[1] ** -0.5)
+        return (images - values.mean(dim=1).view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)
+
+
 class Dropout(nn.Module):
     """Dropout whose mask can be the same for several equal chunks of the batch.
 

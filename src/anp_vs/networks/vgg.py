@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from anp_vs.networks.layers import Dropout, Normalize
+from anp_vs.networks.layers import Dropout, Normalize, Standardise
 
 WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 POOL_AFTER = {2, 4, 7, 10, 13}
@@ -45,7 +45,7 @@ class VGG16(nn.Module):
         std: tuple[float, ...] = CIFAR_STD,
     ) -> None:
         super().__init__()
-        self.normalize = Normalize(mean, std)
+        self.normalize: nn.Module = Normalize(mean, std)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         width = 3
         for i, out in enumerate(WIDTHS, 1):
@@ -79,3 +79,15 @@ class VGG16(nn.Module):
         x = self.dropout14(self.gate14(self.relu14(self.bn14(self.fc1(x)))))
         logits: Tensor = self.fc2(x)
         return logits
+
+
+class StandardisedVGG16(VGG16):
+    """VGG-16 as the released code has it: each image is standardised by itself, not by the data set's mean and deviation.
+
+    Args:
+        classes: number of logits.
+    """
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(classes)
+        self.normalize = Standardise()

@@ -77,7 +77,9 @@ class Recipe:
         validation: images held out of the training set; None for the data set's default.
         network: a built-in network, or one that was registered (`anp_vs.networks.register`).
         method: the loss and its hyper-parameters.
-        attack: the attack of training.
+        protocol: pixel-space; or released-code, to repeat how the published CIFAR rows were trained: each image is
+            standardised, and that tensor is attacked (`anp_vs.evaluation.protocols`). On grey images they are the same.
+        attack: the attack of training; its eps is in units of what is attacked.
         test_attack: the attack of evaluation.
         restarts: of the strengthened attack reported beside it.
         epochs: passes over the training set.
@@ -134,6 +136,7 @@ class Recipe:
     pictures: PictureOptions = field(default_factory=PictureOptions)
     data_root: str | None = None
     validation: int | None = None
+    protocol: Literal["pixel-space", "released-code"] = "pixel-space"
     attack: Attack = field(default_factory=Attack)
     test_attack: Attack = field(default_factory=lambda: Attack(steps=40))
     restarts: int = 5

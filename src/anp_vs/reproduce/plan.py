@@ -19,9 +19,10 @@ from anp_vs.training.run_directory import RunDirectory
 
 ROWS = ("standard", "bp", "at", "at-bnn", "pretrained-at", "admm", "trades", "anp-vs")
 """The rows of the published tables, in their order."""
-Effort = Literal["paper", "cpu", "gpu", "best"]
-"""Which recipes: as published, reduced to what two CPU cores or one GPU can train, or improved beyond the paper."""
-SUFFIX: dict[Effort, str] = {"paper": "", "cpu": "-cpu", "gpu": "-gpu", "best": "-best"}
+Effort = Literal["paper", "released", "cpu", "gpu", "best"]
+"""Which recipes: as published, as published under the released code's protocol, reduced to what two CPU cores or one GPU can
+train, or improved beyond the paper."""
+SUFFIX: dict[Effort, str] = {"paper": "", "released": "-released", "cpu": "-cpu", "gpu": "-gpu", "best": "-best"}
 TEST_IMAGES = {"digits": digits.TEST, "mnist": 10_000, "cifar10": 10_000, "cifar100": 10_000}
 """All that a row of a table is measured on."""
 TRAIN_IMAGES = {"digits": digits.TRAIN + digits.VALIDATION, "mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
@@ -138,10 +139,10 @@ def plan(
         table: mnist, cifar10 or cifar100.
         rows: recipes of the table; by default those of the published rows that it has.
         seeds: runs of each row, with the seeds 0, 1, ...
-        effort: `paper`, `cpu`, `gpu` or `best`.
+        effort: `paper`, `released`, `cpu`, `gpu` or `best`.
         root: folder of the run directories.
         data_root: folder that holds the data sets; None downloads them.
-        autoattack: test images to run AutoAttack on, 0 for none.
+        autoattack: test images to run AutoAttack on, 0 for none; it attacks pixels only.
 
     Raises:
         InputError: there is no such table or row, or a count is out of range.
@@ -180,10 +181,10 @@ def plan(
             source = training(recipes.override(other, _own(other.seed, data_root)))
             name = f"evaluate {wanted.recipe.name} seed {seed}"
             needs = (wanted.name, source.name)
-            jobs[name] = Job(name, wanted.recipe, wanted.run, needs, source.run, autoattack)
-            if effort == "paper" and table.startswith("cifar"):  # whose published rows compare with this protocol alone
-                name += ", released-code"
-                jobs[name] = Job(name, wanted.recipe, wanted.run, needs, source.run, 0, "released-code")
+            pixels = wanted.recipe.protocol == "pixel-space"
+            jobs[name] = Job(
+                name, wanted.recipe, wanted.run, needs, source.run, autoattack if pixels else 0, wanted.recipe.protocol
+            )
     return list(jobs.values())
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from anp_vs.attacks import frozen, geometry
+from anp_vs.attacks import frozen
 from anp_vs.attacks.pgd import ascend
 from anp_vs.errors import RunError
+from anp_vs.evaluation.protocols import protocol_by_name
 from anp_vs.pruning.compiled import Compiled
 from anp_vs.pruning.graph import Graph, example_for
 from anp_vs.pruning.precision import Precision, on_pixels
@@ -53,7 +54,7 @@ class Adversary:
         Args:
             images: this process's share of a batch.
             labels: as many.
-            eps: radius, in units of [0, 1] pixels.
+            eps: radius, in units of [0, 1] pixels or, under the protocol released-code, of an image's deviation.
             step: of training, which decides the random start.
             settled: the network's shape will not change any more, so that compiling it pays.
 
@@ -63,7 +64,7 @@ class Adversary:
         if eps == 0:
             return images
         recipe = self.recipe.attack
-        lower, upper = geometry.box(images, eps)
+        lower, upper = protocol_by_name(self.recipe.protocol).box(images, eps)
         draws = generator(images.device, self.recipe.seed, "attack", step)
         noise = images.new_empty(self.recipe.batch_size, *images.shape[1:])
         if self.method.start_radius is None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from anp_vs.data import Dataset, Split
 from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.cost import unit_macs
+from anp_vs.evaluation.protocols import protocol_by_name
 from anp_vs.methods.awp import perturbed_objective
 from anp_vs.methods.method import Objective
 from anp_vs.networks import build
@@ -97,7 +98,14 @@ class Trainer:
         self.steps_per_epoch = len(self.train) // recipe.batch_size
         self.total_steps = recipe.epochs * self.steps_per_epoch
         torch.manual_seed(derive(recipe.seed, "initialise"))
-        network = build(recipe.network, len(dataset.classes))
+        self.protocol = protocol_by_name(recipe.protocol)
+        built = build(recipe.network, len(dataset.classes))
+        network = self.protocol.adapt(built)
+        if network.state_dict().keys() != built.state_dict().keys():  # it could not be saved as what it was built as
+            raise InputError(
+                f"Under the protocol {recipe.protocol} each image is standardised by itself, and {recipe.network} normalises "
+                f"by the data set's mean and deviation; choose the network vgg16-standardised."
+            )
         take_images(network, dataset.train.shape)
         self.reinitialised = self.method.begin(network, start) if start is not None else []
         network = self.method.prepare(network)
@@ -123,7 +131,7 @@ class Trainer:
             raise InputError(f"The recipe {recipe.name} asks for the teacher {recipe.teacher}; hand its network over.")
         if teacher is not None:
             self.teacher = Teacher(
-                teacher.to(fabric.device), recipe.teacher_weight, dataset.train.shape, dataset.classes,
+                self.protocol.adapt(teacher.to(fabric.device)), recipe.teacher_weight, dataset.train.shape, dataset.classes,
                 precision=self.precision, channels_last=last,
             )  # fmt: skip
 
@@ -199,9 +207,9 @@ class Trainer:
         return self.step // self.steps_per_epoch
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Images (float, augmented) and labels of the present step; of several processes, this one's share."""
+        """Images (float, augmented, as shown to the network) and labels of the present step; of several processes, this one's share."""
         images, labels = self.batches.at(self.step, last=self.step + 1 == self.total_steps)
-        return self.share.rows(images), self.share.rows(labels)
+        return self.share.rows(self.protocol.prepare(images)), self.share.rows(labels)
 
     def close(self) -> None:
         """Let go of the batch to come; the trainer can go on all the same."""

@@ -336,7 +336,11 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
                 metrics.write(step=trainer.step, epoch=epoch, **line, **units)
                 for name, value in line.items():
                     board.add_scalar(name, value, trainer.step)
-                images = to_float(trainer.validation.head(WATCHED_IMAGES).images) if end_of_epoch else None
+                images = (
+                    trainer.protocol.prepare(to_float(trainer.validation.head(WATCHED_IMAGES).images))
+                    if end_of_epoch
+                    else None
+                )
                 wrong = work.watch.look(trainer.network, line, images)
                 for message in wrong:
                     say(message)
@@ -389,10 +393,12 @@ def _board(path: Path, step: int) -> Iterator[Any]:
 def _finish(recipe: Recipe, run: RunDirectory, dataset: Dataset, trainer: Trainer, more: Mapping[str, Any]) -> None:
     """Save the trained network, and the compact one beside it."""
     network = trainer.evaluation_network().cpu()
+    pixels = recipe.protocol == "pixel-space"
+    space = "pixels in [0, 1]" if pixels else "standardised images, clipped to [0, 1] (protocol released-code)"
     facts: dict[str, Any] = {
         "classes": list(dataset.classes),
         "data": recipe.data,
-        "threat_model": {"norm": "inf", "eps": recipe.test_attack.eps, "space": "pixels in [0, 1]"},
+        "threat_model": {"norm": "inf", "eps": recipe.test_attack.eps, "space": space},
         "recipe": recipes.to_dict(recipe),
         "seed": recipe.seed,
         "train_seconds": round(trainer.seconds, 1),

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from anp_vs.attacks import geometry
 from anp_vs.attacks.losses import ce
 from anp_vs.attacks.pgd import ascend
 from anp_vs.data import Split, to_float
 from anp_vs.device import full_float32
+from anp_vs.evaluation.protocols import protocol_by_name
 from anp_vs.recipes import Recipe
 from anp_vs.training.seeding import generator
 
@@ -27,18 +27,18 @@ def validate(network: nn.Module, split: Split, recipe: Recipe, stop: Callable[[]
     Args:
         network: in evaluation mode; its parameters lose their gradients.
         split: the validation images, on the network's device.
-        recipe: whose test attack's radius is used, and whose seed.
+        recipe: whose test attack's radius is used, whose protocol, and whose seed.
         stop: asked before each batch; None is returned when it says so.
     """
     network.requires_grad_(False)
     split = split.head(IMAGES)
-    eps = recipe.test_attack.eps
+    eps, protocol = recipe.test_attack.eps, protocol_by_name(recipe.protocol)
     clean = robust = 0
     order = torch.split(torch.arange(len(split)), BATCH)
     for indices, (pictures, labels) in zip(order, split.batches(order), strict=True):
         if stop():
             return None
-        images, begin = to_float(pictures), int(indices[0])
+        images, begin = protocol.prepare(to_float(pictures)), int(indices[0])
         draws = generator(images.device, recipe.seed, "validate", begin)
         noise = torch.empty_like(images).uniform_(-eps, eps, generator=draws)
         right = network(images).argmax(1) == labels
@@ -48,7 +48,7 @@ def validate(network: nn.Module, split: Split, recipe: Recipe, stop: Callable[[]
         if not tried.any():
             continue
         images, labels = images[tried], labels[tried]
-        lower, upper = geometry.box(images, eps)
+        lower, upper = protocol.box(images, eps)
         start = torch.clamp(images + noise[tried], lower, upper)
         attacked = ascend(network, start, lower, upper, labels, 2.5 * eps / STEPS, STEPS, ce)
         robust += int((network(attacked).argmax(1) == labels).sum())
