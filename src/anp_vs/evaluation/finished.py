@@ -81,9 +81,7 @@ class Finished:
 
     def recognise(self, role: str, logits: Tensor) -> None:
         """Forget all parts if they are of a network that gave other logits: code can change where weights do not."""
-        known = self._parts.setdefault(f"logits of the {role}", logits.cpu())
-        scale = float(logits.abs().max())
-        if known.shape != logits.shape or not torch.allclose(known, logits.cpu(), rtol=1e-3, atol=1e-4 * scale):
+        if not same_logits(self._parts.setdefault(f"logits of the {role}", logits.cpu()), logits):
             self._forget(f"of a {role} that gives other logits")
             self._parts[f"logits of the {role}"] = logits.cpu()
 
@@ -120,6 +118,12 @@ class Finished:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def same_logits(known: Tensor, logits: Tensor) -> bool:
+    """Whether logits are those that were kept, but for rounding."""
+    scale = float(logits.abs().max())
+    return known.shape == logits.shape and torch.allclose(known, logits.cpu(), rtol=1e-3, atol=1e-4 * scale)
 
 
 def how_far(row: Path) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from anp_vs.attacks.geometry import Norm
 from anp_vs.attacks.noise import seeded
 from anp_vs.device import full_float32
 from anp_vs.errors import InputError
+from anp_vs.evaluation.black_box import BlackBox
 from anp_vs.evaluation.cost import macs
 from anp_vs.evaluation.finished import ATTACKS, Finished
 from anp_vs.evaluation.masking import DIAGNOSED, diagnose
@@ -68,6 +70,7 @@ def evaluate(
     reduction: Reduction = "mean",
     masking: int | None = DIAGNOSED,
     finished: Finished | None = None,
+    black_box_images: Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Evaluate a classifier clean and under attack, in float32.
@@ -100,6 +103,7 @@ def evaluate(
         masking: look for signs of masked gradients on so many images, the first ones (see `diagnose`); None
             leaves it out, as eps 0 and the protocol `released-code` do.
         finished: where the figures are kept batch by batch, to go on from after an interruption.
+        black_box_images: folder of images that were made on this source before, and for those made now; None for none.
         progress: show what is going on.
 
     Returns:
@@ -134,6 +138,7 @@ def evaluate(
     meters = _meters(observed.network, names, reduction, shown[:1].to(device))
 
     attacker = Attacker(way, budget, seed)
+    black_box = BlackBox(attacker, sources, black_box_images) if sources else None
     tally = Tally(target, seed)
     if before := finished.get(ATTACKS):
         tally.restore(before["tally"])
@@ -150,8 +155,8 @@ def evaluate(
             white = attacker(target, x, y, start, name="white-box")
             shots = {"clean": x, "white_box": white}
             shots["white_box_strongest"] = strongest(attacker, target, x, y, start, white, restarts)
-            if sources is not None:
-                shots["black_box"] = attacker(sources, x, y, start, name="black-box")
+            if black_box is not None:
+                shots["black_box"] = black_box(x, y, start)
             for name, attacked in shots.items():
                 tally.add(name, attacked, y, start)
             for name, meter in meters.items():

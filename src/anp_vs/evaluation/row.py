@@ -17,6 +17,7 @@ from anp_vs.data import load as load_data
 from anp_vs.device import choose, full_float32
 from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.beyond import beyond_attacks
+from anp_vs.evaluation.black_box import FOLDER
 from anp_vs.evaluation.figure_files import network_of, read_object
 from anp_vs.evaluation.finished import Finished, checksum, remove
 from anp_vs.evaluation.masking import DIAGNOSED
@@ -246,6 +247,7 @@ def _measured(
     _refuse_fewer(out, network_sha256, count)
     eps, step, steps = _values(attack) if isinstance(attack, Attack) else attack
     device, source = choose(chosen.device), network_at(sources)
+    ready = Path(sources[0]) / FOLDER if len(sources) == 1 and Path(sources[0]).is_dir() else None
     settings = {
         "network": [checksum(one) for one in (network, gated) if one], "black-box source": source and checksum(source),
         "limit": count, "set of test images": checksum(dataset.test.head(count)), "eps": eps, "step": step, "steps": steps, "norm": norm,
@@ -259,7 +261,7 @@ def _measured(
             source=source.to(device) if source else None, gated=gated.to(device) if gated else None,
             batch_size=BATCH[device.type], limit=chosen.limit, autoattack=chosen.autoattack, draws=draws,
             classes=len(dataset.classes), protocol=chosen.protocol, masking=chosen.masking, finished=finished,
-            progress=chosen.progress,
+            black_box_images=ready, progress=chosen.progress,
         )  # fmt: skip
         if chosen.queries is not None:
             alone = query_accuracy(

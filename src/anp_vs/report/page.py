@@ -31,7 +31,7 @@ HEADINGS = {
 }  # fmt: skip
 NAMES = {
     "mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "Digits",
-    "lenet5-caffe": "LeNet-5-Caffe", "vgg16": "VGG-16",
+    "lenet5-caffe": "LeNet-5-Caffe", "vgg16": "VGG-16", "vgg16-standardised": "VGG-16, images standardised",
 }  # fmt: skip
 
 

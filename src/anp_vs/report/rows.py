@@ -231,7 +231,7 @@ def _why_apart(block: Block) -> str:
     if block.dataset != "mnist" and block.conditions["protocol"] != "released-code":
         return (
             "another protocol: the released code standardises each image, attacks that tensor and clips it to [0, 1], so "
-            "its eps is not one of pixels. Measure under it with anp-vs evaluate RUN --protocol released-code"
+            f"its eps is not one of pixels. Train and measure under it with anp-vs reproduce {block.dataset} --recipe released"
         )
     if used != (attack.eps, attack.step, attack.steps):
         return f"another attack: PGD-{attack.steps} with eps {attack.eps:g} and steps of {attack.step:g}"
