@@ -20,7 +20,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from anp_vs.report.rows import CONDITIONS
-from anp_vs.report.tables import COLUMNS, MEASURED_ONLY, cell, published
+from anp_vs.report.tables import COLUMNS, MEASURED_ONLY, cell, comparable, published
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "tables.json"
 ORDER = ("standard", "bp", "at", "at-bnn", "pretrained-at", "admm", "trades", "at-vs", "anp", "anp-vs")
@@ -97,8 +97,7 @@ def markdown(results: Path, dataset: str) -> str:
         label += f", {row['protocol']}" if row["protocol"] != "pixel-space" else ""
         lines.append(f"| {label} | " + " | ".join(cell(row, column) for column in columns) + " |")
         paper = known.get((dataset, row["row"]))
-        comparable = row["protocol"] == ("pixel-space" if dataset == "mnist" else "released-code")
-        if paper is not None and comparable and not _beyond(row):
+        if paper is not None and comparable(row) and not _beyond(row):
             cells = " | ".join(cell(paper, column) for column in columns)
             lines.append(f"| *{row['row']}, published* | {cells} |")
     return "\n".join(lines)

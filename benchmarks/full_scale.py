@@ -66,7 +66,7 @@ def main() -> int:
             limits = ["--limit", str(AT_BNN_IMAGES)] if row == "at-bnn" else []
             if not limits and protocol == "pixel-space":
                 limits = ["--autoattack", str(AUTOATTACK_IMAGES)]
-            status = ended(["evaluate", str(run), "--protocol", protocol, *limits, *common], until)
+            status = ended(["evaluate", str(run), *limits, *common], until)
         if status is None:
             return 3
         if status:
@@ -93,7 +93,9 @@ def keep(run: Path, out: Path) -> None:
     with tarfile.open(archive, "w:gz") as file:
         for path in files:
             file.add(path, "/".join((*run.parts[-3:], path.name)))
-    rows = [json.loads(path.read_text()) for path in sorted(out.glob("*/*/*/evaluation*.json"))]
+    rows = [
+        json.loads(path.read_text()) for path in sorted(out.glob("*/*/*/evaluation*.json")) if "images" not in path.stem
+    ]
     (out / "rows.json").write_text(json.dumps(rows, indent=2))
 
 

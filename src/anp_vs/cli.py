@@ -131,8 +131,8 @@ def evaluate(words: list[str]) -> int:
                 f"{run} is a run: it is evaluated under its recipe. For another data set or attack "
                 f"give its network: anp-vs evaluate {run}/network.safetensors --eps ... --out FILE."
             )
-        out = asked.out or row_file(run, asked.protocol)
-        row = evaluate_run(run, out, **options)
+        row = evaluate_run(run, asked.out, **options)
+        out = asked.out or row_file(run, row["protocol"])
     else:
         out = asked.out or Path("evaluation.json")
         row = evaluate_model(asked.target, conditions, out=out, **options)

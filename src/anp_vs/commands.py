@@ -74,7 +74,7 @@ class EvaluateCommand:
             and for the classifier smoothed with noise of 0.25.
         masking: test images on which signs of masked gradients are looked for; 0 leaves that out.
         limit: only the first so many test images, for a quick look; the row says so, and replaces none of more images.
-        protocol: pixel-space, or released-code to compare with the published CIFAR rows.
+        protocol: pixel-space, or released-code as the published CIFAR rows were attacked; by default as a run was trained.
         out: file of the row; RUN/evaluation.json for a run, else evaluation.json here.
         device: where to evaluate.
     """
@@ -94,7 +94,7 @@ class EvaluateCommand:
     certify: int | None = None
     masking: int = 160
     limit: int | None = None
-    protocol: Literal["pixel-space", "released-code"] = "pixel-space"
+    protocol: Literal["pixel-space", "released-code"] | None = None
     out: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -187,7 +187,7 @@ class ReproduceCommand:
         device: where to train.
         cluster: spread the runs over Ray: the cluster at RAY_ADDRESS, or a local one that is started.
         cpus: CPU cores of one run on the cluster.
-        gpus: GPUs of one run on the cluster; 0.5 lets two share one; with --device cuda 1 by default.
+        gpus: GPUs of one run on the cluster; 0.5 lets two share one; by default 1, but for --device cpu or a cluster that has none.
         dry: only show the plan: what is done, what is not, and what each run needs.
     """
 

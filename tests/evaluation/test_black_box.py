@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from anp_vs import serialization
+from anp_vs.evaluation import black_box
 from anp_vs.evaluation.black_box import FOLDER
 from anp_vs.evaluation.row import evaluate_run
 from anp_vs.evaluation.white_box import Attacker
+from anp_vs.storage import pack, unpack
 from report.made_runs import make_run
 
 SETTINGS: dict[str, Any] = {"limit": 120, "masking": None, "progress": False}  # three batches
@@ -79,6 +82,13 @@ def changed_weights(source: Path) -> dict[str, Any]:
     return {}
 
 
+def of_a_stranger(source: Path) -> dict[str, Any]:
+    for file in (source / FOLDER).iterdir():
+        held = unpack(file.read_bytes(), file)
+        file.write_bytes(pack({"logits": held["logits"], "images": held["images"][1:]}))
+    return {}
+
+
 def damaged(source: Path) -> dict[str, Any]:
     for file in (source / FOLDER).iterdir():
         file.write_bytes(file.read_bytes()[:-1])
@@ -88,10 +98,10 @@ def damaged(source: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "again"),
     [
-        (changed_weights, [0, 50, 100]), (damaged, [0, 50, 100]), (lambda _: {"protocol": "released-code"}, [0, 50, 100]),
+        (changed_weights, [0, 50, 100]), (damaged, [0, 50, 100]), (of_a_stranger, [0, 50, 100]), (lambda _: {"protocol": "released-code"}, [0, 50, 100]),
         (lambda _: {"limit": 110}, [100]),  # a batch of other images
     ],
-    ids=["weights", "damaged", "protocol", "batch"],
+    ids=["weights", "damaged", "another shape", "protocol", "batch"],
 )  # fmt: skip
 def test_images_of_anything_else_are_made_again(
     change: Callable[[Path], dict[str, Any]], again: list[int], runs: list[Path], made: list[int]
@@ -103,16 +113,20 @@ def test_images_of_anything_else_are_made_again(
     assert made == again
 
 
+@pytest.mark.parametrize("whose", ["network", "attack"])
 def test_code_that_changed_under_the_same_weights_is_noticed(
-    runs: list[Path], made: list[int], monkeypatch: pytest.MonkeyPatch
+    whose: str, runs: list[Path], made: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     source, target, _ = runs
     row(target, source)
     made.clear()
-    forward = torch.nn.functional.max_pool2d
-    monkeypatch.setattr(
-        torch.nn.functional, "max_pool2d", lambda x, *words, **options: 1.1 * forward(x, *words, **options)
-    )
+    if whose == "network":
+        pool = nn.functional.max_pool2d
+        monkeypatch.setattr(nn.functional, "max_pool2d", lambda x, *words, **options: 1.1 * pool(x, *words, **options))
+    else:
+        (tmp_path / "pgd.py").write_text("another attack")
+        assert any(file.name == "pgd.py" for file in black_box.CODE)
+        monkeypatch.setattr(black_box, "CODE", (tmp_path / "pgd.py",))
     row(target, source)
     assert made == [0, 50, 100]
 
@@ -121,4 +135,4 @@ def test_a_folder_that_cannot_be_written_to_costs_no_row(runs: list[Path], caplo
     source, target, _ = runs
     (source / FOLDER).write_text("in the way")
     assert row(target, source)["black_box_accuracy"] is not None
-    assert "The next row has to make these images again" in caplog.text
+    assert caplog.text.count("The next row has to make these images again") == 1

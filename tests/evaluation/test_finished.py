@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from anp_vs import recipes, serialization
+from anp_vs.attacks.protocols import PixelSpace
 from anp_vs.attacks.state import State
 from anp_vs.data import load as load_data
 from anp_vs.data import to_float
@@ -23,7 +24,6 @@ from anp_vs.data.lazy import LazySplit
 from anp_vs.errors import InputError, Stopped
 from anp_vs.evaluation import evaluate, how_far
 from anp_vs.evaluation.finished import ATTACKS, Finished, checksum
-from anp_vs.evaluation.protocols import PixelSpace
 from anp_vs.evaluation.row import Conditions, evaluate_model, evaluate_run
 from anp_vs.networks import build
 from anp_vs.networks.bayesian import make_bayesian

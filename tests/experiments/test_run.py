@@ -67,23 +67,23 @@ def finished(path: Path, recipe: Recipe) -> Path:
     ("line", "recipe"),
     [
         ("--net lenet_conv --mode base --data mnist", "mnist/standard"),
-        ("--net vgg16 --mode base --data cifar10", "cifar10/standard"),
-        ("--net vgg16 --mode base --data cifar100", "cifar100/standard"),
+        ("--net vgg16 --mode base --data cifar10", "cifar10-released/standard"),
+        ("--net vgg16 --mode base --data cifar100", "cifar100-released/standard"),
         (TRAIN_MNIST, "mnist/anp-vs"),
-        (TRAIN_CIFAR10, "cifar10/anp-vs"),
+        (TRAIN_CIFAR10, "cifar10-released/anp-vs"),
     ],
 )
 def test_the_readmes_lines_are_the_recipes_of_the_tables(line: str, recipe: str) -> None:
     assert planned(line).recipe == RECIPES[recipe]
     assert planned(line).command == ["train", recipe]
-    assert planned(line).notes == []
+    assert [("standardised" in note) for note in planned(line).notes] == [True] * recipe.startswith("cifar")
     assert planned(line).path == Path("runs") / recipe / "seed0"
 
 
 def test_the_readmes_cifar100_line_has_another_lambda_than_the_table() -> None:
     found = planned(TRAIN_CIFAR100)
-    assert found.recipe == recipes.override(RECIPES["cifar100/anp-vs"], {"method": {"lambda_": 1e-4}})
-    assert found.command == ["train", "cifar100/anp-vs", "--method.lambda_", "0.0001"]
+    assert found.recipe == recipes.override(RECIPES["cifar100-released/anp-vs"], {"method": {"lambda_": 1e-4}})
+    assert found.command == ["train", "cifar100-released/anp-vs", "--method.lambda_", "0.0001"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_bayesian_networks_are_at_bnn_with_the_kl_term_divided_by_its_weight() -
     )
     assert lenet.method == ATBNN(alpha=0.02)
     assert vgg.method == ATBNN(alpha=0.02, prior_sigma=0.1, initial_rho=-5.0)
-    assert (lenet.network, lenet.data, vgg.network, vgg.data) == ("lenet5-caffe", "mnist", "vgg16", "cifar10")
+    assert (lenet.network, lenet.data, vgg.network, vgg.data) == ("lenet5-caffe", "mnist", "vgg16-standardised", "cifar10")
 
 
 def test_learning_rates_belong_to_the_gates_and_a_tenth_to_the_weights() -> None:
@@ -207,10 +207,10 @@ def test_another_attack_than_the_runs_own_is_refused_by_its_numbers() -> None:
     assert planned(f"{TEST_MNIST} --directory mine --eps=0.1").path == Path("mine")  # nothing is attacked there
 
 
-def test_cifar_says_that_pixels_are_attacked() -> None:
-    finished(Path("mine"), RECIPES["cifar10/anp-vs"])
+def test_cifar_says_what_is_attacked() -> None:
+    finished(Path("mine"), RECIPES["cifar10-released/anp-vs"])
     found = planned("--net vgg16 --mode bbd --eval_mode test --adv_train=True --directory mine")
-    assert "--protocol released-code" in found.notes[0]
+    assert "robustness in pixels: the recipes cifar10/" in found.notes[0]
 
 
 def test_an_evaluation_is_called_and_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

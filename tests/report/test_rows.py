@@ -107,13 +107,15 @@ def test_published_mnist_rows_stand_beside_the_measured_ones(tmp_path: Path) -> 
 
 
 def test_published_cifar_rows_stand_beside_their_own_protocol_alone(tmp_path: Path) -> None:
-    pixel, released = tables(
+    pixel, half, released = tables(
         make_run(tmp_path, "cifar10/at", row={}),
         make_run(tmp_path / "b", "cifar10/at", row={"protocol": "released-code"}),
+        make_run(tmp_path / "c", "cifar10-released/at", row={"protocol": "released-code"}),
     )
-    assert all(line.measured for line in pixel.lines)
-    assert len(pixel.elsewhere) == 8
-    assert "another protocol" in pixel.reason
+    for apart in (pixel, half):
+        assert all(line.measured for line in apart.lines)
+        assert len(apart.elsewhere) == 8
+        assert "another protocol" in apart.reason
     assert not released.elsewhere
     assert sum(not line.measured for line in released.lines) == 8
 

@@ -14,7 +14,7 @@ from anp_vs.data import Dataset, Split
 from anp_vs.errors import InputError
 from anp_vs.networks import NETWORKS
 from anp_vs.networks.layers import Normalize, Standardise
-from anp_vs.recipes import RECIPES
+from anp_vs.recipes import RECIPES, override, prerequisite
 from anp_vs.training import run
 from anp_vs.training.loop import Trainer
 from training.tiny import TinyConvolution, patched, recipe
@@ -68,15 +68,6 @@ def by_numpy(images: Tensor) -> np.ndarray[Any, Any]:
     return shown.reshape(images.shape)
 
 
-def test_an_image_is_standardised_by_itself() -> None:
-    images = torch.rand(3, 3, 28, 28)
-    images[1] = 0.25  # a flat one has no deviation to divide by
-    images[2] = 0.5 + 0.001 * torch.randn(3, 28, 28)
-    shown = Standardise()(images)
-    np.testing.assert_allclose(shown.numpy(), by_numpy(images), atol=2e-5)
-    torch.testing.assert_close(Standardise()(shown[:1]), shown[:1])
-
-
 def test_what_is_learnt_from_is_the_standardised_tensor_and_its_clipped_neighbourhood() -> None:
     """On a fresh network nothing is clipped twice, and the network itself does not standardise again."""
     training = trainer()
@@ -102,21 +93,29 @@ def test_what_is_learnt_from_is_the_standardised_tensor_and_its_clipped_neighbou
         assert not torch.allclose(own(attacked), own(Standardise()(attacked)), atol=1e-3)
 
 
-def test_validation_attacks_there_too() -> None:
+@pytest.mark.parametrize("eps", [0.0, 0.2])
+def test_validation_attacks_there_too(eps: float) -> None:
     """At eps 0 an attacked image is the clipped tensor, which is not what clean accuracy is measured on."""
-    training = trainer("standard", test_attack={"eps": 0.0, "step": 0.01, "steps": 1}, epochs=30, average=0.0, lr=0.01)
-    while training.step < 60:
+    attack = {"eps": eps, "step": 0.01, "steps": 1}
+    training = trainer("standard", test_attack=attack, epochs=30, average=0.0, lr=0.01)
+    while training.step < 15:
         training.advance()
+    training.validation = training.train  # some of it is learnt by now
     found = training.validate()
     assert found is not None
-    images, labels = (coloured().validation.images / 255), coloured().validation.labels
+    images, labels = (coloured().train.images / 255), coloured().train.labels
     shown = torch.from_numpy(by_numpy(images)).float()
     network = training.evaluation_network()
     with torch.no_grad():
         right = network(shown).argmax(1) == labels
-        both = right & (network(shown.clamp(0, 1)).argmax(1) == labels)
-    assert found["clean_accuracy"] == 100 * float(right.float().mean())
-    assert found["robust_accuracy"] == 100 * float(both.float().mean())
+        clipped = right & (network(shown.clamp(0, 1)).argmax(1) == labels)
+    assert found["clean_accuracy"] == pytest.approx(100 * float(right.float().mean()))
+    assert found["clean_accuracy"] > found["robust_accuracy"]
+    if eps:
+        assert found["robust_accuracy"] < 100 * float(clipped.float().mean())
+    else:
+        assert found["robust_accuracy"] == pytest.approx(100 * float(clipped.float().mean()))
+        assert clipped.any()
 
 
 def test_the_network_that_is_saved_takes_pixels(path: Path) -> None:
@@ -137,9 +136,30 @@ def test_the_network_that_is_saved_takes_pixels(path: Path) -> None:
     assert type(small) is type(bare)
 
 
-def test_a_network_that_normalises_by_the_data_set_is_refused() -> None:
-    with pytest.raises(InputError, match=r"usual normalises by the data set's.*choose the network vgg16-standardised"):
-        trainer(network="usual")
+@pytest.mark.parametrize("kind", ["usual", "none", "one value"])
+def test_a_network_that_would_be_saved_as_another_is_refused_before_anything_is_trained(
+    kind: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fronts = {"none": nn.Identity(), "one value": Normalize((0.5,), (0.25,))}
+
+    def make(classes: int) -> nn.Module:
+        network = Usual(classes)
+        network.normalize = fronts.get(kind, network.normalize)
+        return network
+
+    monkeypatch.setitem(NETWORKS, "own", make)
+    asked = recipe("anp-vs", network="own", protocol="released-code", start="digits/standard", teacher="digits/at")
+    message = r"standardised by itself, which own does not do\. Choose the network vgg16-standardised"
+    with patched(load_data=lambda *_, **__: coloured()), pytest.raises(InputError, match=message):
+        run.train(asked, out=path, quiet=True)
+    assert not list(path.parent.glob("**/network.json"))
+
+
+def test_what_comes_before_a_run_is_of_its_protocol() -> None:
+    changes = {"name": "mine/admm", "network": "vgg16-standardised", "protocol": "released-code"}
+    before = prerequisite(override(RECIPES["cifar10/admm"], changes))
+    assert before is not None
+    assert (before.name, before.protocol, before.network) == ("mine/admm-start", "released-code", "vgg16-standardised")
 
 
 def test_the_released_recipes_are_the_papers_under_its_protocol() -> None:

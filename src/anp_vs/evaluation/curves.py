@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from anp_vs.attacks.geometry import Norm
+from anp_vs.attacks.protocols import Budget, PixelSpace
 from anp_vs.evaluation.finished import Finished, checksum
-from anp_vs.evaluation.protocols import Budget, PixelSpace
 from anp_vs.evaluation.subject import Subject
 from anp_vs.evaluation.white_box import Attacker
 

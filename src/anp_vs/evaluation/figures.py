@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from anp_vs import serialization
 from anp_vs.attacks.losses import ce
 from anp_vs.attacks.prediction import input_gradient
+from anp_vs.attacks.protocols import Budget
 from anp_vs.data import load as load_data
 from anp_vs.errors import InputError
 from anp_vs.evaluation.corruptions import evaluate_corruptions
@@ -22,7 +23,6 @@ from anp_vs.evaluation.curves import Sample
 from anp_vs.evaluation.figure_files import DIAGNOSIS, rounded
 from anp_vs.evaluation.landscape import feature_maps, histograms, loss_surface
 from anp_vs.evaluation.masking import DIAGNOSED, diagnose
-from anp_vs.evaluation.protocols import Budget
 from anp_vs.evaluation.row import EOT_DRAWS, black_box_source, network_at
 from anp_vs.evaluation.subject import Subject, batches, count_of
 from anp_vs.evaluation.vulnerability import VulnerabilityMeter

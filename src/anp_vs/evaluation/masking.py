@@ -14,12 +14,12 @@ from torch import nn
 
 from anp_vs.attacks import geometry
 from anp_vs.attacks.geometry import Norm
+from anp_vs.attacks.protocols import Budget
 from anp_vs.device import full_float32
 from anp_vs.errors import InputError
 from anp_vs.evaluation.curves import Point, Sample
 from anp_vs.evaluation.finished import Finished
 from anp_vs.evaluation.progress import stage
-from anp_vs.evaluation.protocols import Budget
 from anp_vs.evaluation.signs import Checks, Sign
 from anp_vs.evaluation.subject import LabelledImages, Subject, batches, count_of, device_of
 

@@ -14,6 +14,7 @@ from anp_vs.attacks import autoattack as run_autoattack
 from anp_vs.attacks import geometry
 from anp_vs.attacks.geometry import Norm
 from anp_vs.attacks.noise import seeded
+from anp_vs.attacks.protocols import Budget, EvaluationProtocol, ProtocolName, protocol_by_name
 from anp_vs.device import full_float32
 from anp_vs.errors import InputError
 from anp_vs.evaluation.black_box import BlackBox
@@ -21,7 +22,6 @@ from anp_vs.evaluation.cost import macs
 from anp_vs.evaluation.finished import ATTACKS, Finished
 from anp_vs.evaluation.masking import DIAGNOSED, diagnose
 from anp_vs.evaluation.progress import Step, stage
-from anp_vs.evaluation.protocols import Budget, EvaluationProtocol, ProtocolName, protocol_by_name
 from anp_vs.evaluation.published_cost import published_cost
 from anp_vs.evaluation.signs import square_after_gradients
 from anp_vs.evaluation.subject import LabelledImages, Subject, batches, count_of, device_of, first_batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from anp_vs import recipes, serialization
 from anp_vs.attacks.geometry import Norm
+from anp_vs.attacks.protocols import ProtocolName
 from anp_vs.attacks.transfer import Ensemble
 from anp_vs.data import load as load_data
 from anp_vs.device import choose, full_float32
@@ -22,7 +23,6 @@ from anp_vs.evaluation.figure_files import network_of, read_object
 from anp_vs.evaluation.finished import Finished, checksum, remove
 from anp_vs.evaluation.masking import DIAGNOSED
 from anp_vs.evaluation.models import find_model
-from anp_vs.evaluation.protocols import ProtocolName
 from anp_vs.evaluation.queries import query_accuracy
 from anp_vs.evaluation.robustness import Evaluation, evaluate
 from anp_vs.evaluation.subject import count_of
@@ -54,7 +54,7 @@ class Options:
             `evaluate_corruptions`).
         certify: also certify this many images (see `beyond_attacks`).
         masking: images on which signs of masked gradients are looked for; None leaves that out.
-        protocol: `pixel-space` or `released-code`.
+        protocol: `pixel-space` or `released-code`; None for the one a run was trained under, for other classifiers the first.
         device: auto, cpu or cuda.
         progress: show what is going on.
     """
@@ -67,7 +67,7 @@ class Options:
     corruptions: int | None = None
     certify: int | None = None
     masking: int | None = DIAGNOSED
-    protocol: ProtocolName = "pixel-space"
+    protocol: ProtocolName | None = None
     device: str = "auto"
     progress: bool = True
 
@@ -96,7 +96,7 @@ class Conditions:
 
 
 def black_box_source(run: RunDirectory, recipe: Recipe) -> Path | None:
-    """The finished run on the same data that black-box attacks are made on, or None when it is not there (yet)."""
+    """The finished run on the same data, under the same protocol, that black-box attacks are made on, or None when it is not there (yet)."""
     if recipe.black_box is None:
         return None
     if recipe.black_box not in recipes.RECIPES:
@@ -105,7 +105,8 @@ def black_box_source(run: RunDirectory, recipe: Recipe) -> Path | None:
     if not source.finished:
         return None
     trained = source.read_recipe()  # one of the recipe's own data set knows nothing of pictures of one's own
-    return source.path if (trained.data, trained.pictures) == (recipe.data, recipe.pictures) else None
+    alike = ("data", "pictures", "protocol")
+    return source.path if all(getattr(trained, name) == getattr(recipe, name) for name in alike) else None
 
 
 def network_at(sources: Sequence[str | Path]) -> nn.Module | None:
@@ -136,7 +137,8 @@ def evaluate_run(path: Path, out: Path | None = None, **options: Any) -> dict[st
     chosen = Options(**options)
     run = RunDirectory(path)
     recipe = run.read_recipe()
-    out = out or row_file(path, chosen.protocol)
+    chosen = replace(chosen, protocol=chosen.protocol or recipe.protocol)
+    out = out or row_file(path, chosen.protocol or recipe.protocol)
     _check_folder(out)
     network = serialization.load(serialization.locate(path))
     full = serialization.load(run.network)
@@ -228,15 +230,15 @@ def _measured(
     *, data_root: str | None, sources: Sequence[str | Path], gated: nn.Module | None, out: Path, network_sha256: str,
     draws: int = EOT_DRAWS, recipe: Recipe | None,
 ) -> Evaluation:  # fmt: skip
-    own = recipe if recipe and recipe.data == data else None
+    own, protocol = recipe if recipe and recipe.data == data else None, chosen.protocol or "pixel-space"
     dataset = load_data(
         data, data_root, validation=own.validation if own else None, pictures=own.pictures if own else None
     )
     for name in ("corruptions", "certify", "queries"):  # now, not after the attacks
         asked = getattr(chosen, name)
-        if asked is not None and chosen.protocol != "pixel-space":
+        if asked is not None and protocol != "pixel-space":
             raise InputError(
-                f"{name} is {asked}, and is measured on images alone, not under the protocol {chosen.protocol}. Leave "
+                f"{name} is {asked}, and is measured on images alone, not under the protocol {protocol}. Leave "
                 f"one of the two out."
             )
         if name != "queries":
@@ -252,7 +254,7 @@ def _measured(
         "network": [checksum(one) for one in (network, gated) if one], "black-box source": source and checksum(source),
         "limit": count, "set of test images": checksum(dataset.test.head(count)), "eps": eps, "step": step, "steps": steps, "norm": norm,
         "restarts": restarts, "autoattack": chosen.autoattack, "draws": draws,
-        "protocol": chosen.protocol, "device": device.type, "version of the software": versions(),
+        "protocol": protocol, "device": device.type, "version of the software": versions(),
     }  # fmt: skip
     finished = Finished(out, settings, count)
     with finished.stoppable():
@@ -260,7 +262,7 @@ def _measured(
             network.to(device), dataset.test, eps=eps, step=step, steps=steps, norm=norm, restarts=restarts,
             source=source.to(device) if source else None, gated=gated.to(device) if gated else None,
             batch_size=BATCH[device.type], limit=chosen.limit, autoattack=chosen.autoattack, draws=draws,
-            classes=len(dataset.classes), protocol=chosen.protocol, masking=chosen.masking, finished=finished,
+            classes=len(dataset.classes), protocol=protocol, masking=chosen.masking, finished=finished,
             black_box_images=ready, progress=chosen.progress,
         )  # fmt: skip
         if chosen.queries is not None:

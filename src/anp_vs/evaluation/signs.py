@@ -13,8 +13,8 @@ from anp_vs.attacks import geometry, square
 from anp_vs.attacks.losses import ce, margin
 from anp_vs.attacks.noise import per_image, seed_of, seeded
 from anp_vs.attacks.prediction import input_gradient
+from anp_vs.attacks.protocols import Budget
 from anp_vs.evaluation.curves import Point, Sample, against_eps, against_steps, percent, reaching, unbounded
-from anp_vs.evaluation.protocols import Budget
 from anp_vs.evaluation.subject import Subject
 
 RADII = (0.0, 0.5, 1.0, 2.0)

@@ -22,7 +22,7 @@ def groups(paths: Sequence[Path]) -> list[list[Path]]:
     found: dict[tuple[Any, ...], list[Path]] = {}
     for path in paths:
         recipe = RunDirectory(path).read_recipe()
-        found.setdefault((recipe.data, recipe.test_attack), []).append(path)
+        found.setdefault((recipe.data, recipe.test_attack, recipe.protocol), []).append(path)
     return list(found.values())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from anp_vs.attacks.found import Found
 from anp_vs.attacks.losses import margin
 from anp_vs.attacks.noise import per_image, seed_of, seeded
-from anp_vs.evaluation.protocols import Budget, EvaluationProtocol
+from anp_vs.attacks.protocols import Budget, EvaluationProtocol
 from anp_vs.evaluation.subject import Subject
 
 LONG_RUN = 100

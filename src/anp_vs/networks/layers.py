@@ -31,26 +31,32 @@ class Normalize(nn.Module):
         Raises:
             InputError: the images are no floating-point numbers.
         """
-        # A symbol that stands for images while a network is traced is no Tensor.
-        if isinstance(images, Tensor) and not images.is_floating_point():  # type: ignore[redundant-expr]
-            raise InputError(
-                f"The images are {images.dtype}; a network takes floating-point numbers in [0, 1]. Give "
-                f"images.float() / 255 for images of 0 to 255."
-            )
+        _check_floating(images)
         return (images - self.mean) / self.std
 
 
 class Standardise(nn.Module):
-    """Standardise each [0, 1] image by its own mean and deviation, as the released code's data pipeline does.
-
-    What is standardised already stays as it is, but for rounding.
-    """
+    """Standardise each [0, 1] image by its own mean and deviation, as the released code's data pipeline does."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """(x - mean) / max(std, 1 / sqrt(n)) over the n values of each image, N x C x H x W."""
+        """(x - mean) / max(std, 1 / sqrt(n)) over the n values of each image, N x C x H x W.
+
+        Raises:
+            InputError: the images are no floating-point numbers.
+        """
+        _check_floating(images)
         values = images.flatten(1)
         std = values.std(dim=1, correction=0).clamp(min=values.shape[1] ** -0.5)
         return (images - values.mean(dim=1).view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)
+
+
+def _check_floating(images: Tensor) -> None:
+    # A symbol that stands for images while a network is traced is no Tensor.
+    if isinstance(images, Tensor) and not images.is_floating_point():  # type: ignore[redundant-expr]
+        raise InputError(
+            f"The images are {images.dtype}; a network takes floating-point numbers in [0, 1]. Give "
+            f"images.float() / 255 for images of 0 to 255."
+        )
 
 
 class Dropout(nn.Module):

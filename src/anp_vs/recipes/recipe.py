@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from anp_vs.attacks.protocols import ProtocolName
 from anp_vs.data.picture import PictureOptions
 from anp_vs.errors import InputError
 from anp_vs.methods import METHODS, AnyMethod
@@ -78,9 +79,9 @@ class Recipe:
         network: a built-in network, or one that was registered (`anp_vs.networks.register`).
         method: the loss and its hyper-parameters.
         protocol: pixel-space; or released-code, to repeat how the published CIFAR rows were trained: each image is
-            standardised, and that tensor is attacked (`anp_vs.evaluation.protocols`). On grey images they are the same.
-        attack: the attack of training; its eps is in units of what is attacked.
-        test_attack: the attack of evaluation.
+            standardised, and that tensor is attacked (`anp_vs.attacks.protocols`). On grey images they are the same.
+        attack: the attack of training; its eps and step are in units of what is attacked.
+        test_attack: the attack of evaluation, likewise.
         restarts: of the strengthened attack reported beside it.
         epochs: passes over the training set.
         batch_size: images a step.
@@ -136,7 +137,7 @@ class Recipe:
     pictures: PictureOptions = field(default_factory=PictureOptions)
     data_root: str | None = None
     validation: int | None = None
-    protocol: Literal["pixel-space", "released-code"] = "pixel-space"
+    protocol: ProtocolName = "pixel-space"
     attack: Attack = field(default_factory=Attack)
     test_attack: Attack = field(default_factory=lambda: Attack(steps=40))
     restarts: int = 5

@@ -264,7 +264,7 @@ def prerequisite(recipe: Recipe, field: Literal["start", "teacher"] = "start") -
         return None
     other = RECIPES[wanted]
     accepted = [other, RECIPES.get(recipe.name, other)] if field == "start" else [other]
-    shared = ("data", "pictures", "network") if field == "start" else ("data", "pictures")
+    shared = ("data", "pictures", "network", "protocol") if field == "start" else ("data", "pictures")
     own = {
         name: getattr(recipe, name) for name in shared
         if all(getattr(recipe, name) != getattr(each, name) for each in accepted)

@@ -154,10 +154,10 @@ def conditions(block: Block) -> str:
 def _groups(runs: Sequence[RunRecord]) -> list[Group]:
     found: dict[tuple[Any, ...], list[RunRecord]] = {}
     for run in runs:
-        found.setdefault((run.recipe.data, run.recipe.test_attack), []).append(run)
+        found.setdefault((run.recipe.data, run.recipe.test_attack, run.recipe.protocol), []).append(run)
     groups = []
     for number, (key, members) in enumerate(found.items()):
-        title = f"{title_of(key[0])}, eps {key[1].eps:.4g}"
+        title = f"{title_of(key[0])}, eps {key[1].eps:.4g}" + (f", {key[2]}" if key[2] != "pixel-space" else "")
         drawn, lacking = of_group(members, f"g{number}", title)
         groups.append(Group(title, members, drawn, lacking, matrix(members)))
     return groups

@@ -11,7 +11,7 @@ from typing import Any
 from anp_vs import recipes
 from anp_vs.methods import METHODS
 from anp_vs.report.runs import RunRecord
-from anp_vs.report.tables import published
+from anp_vs.report.tables import comparable, published
 
 BETTER = {
     "clean_accuracy": 1, "white_box_accuracy": 1, "white_box_accuracy_strongest": 1, "autoattack_accuracy": 1,
@@ -22,6 +22,8 @@ BETTER = {
 DECIMALS = {"white_box_vulnerability": 3, "black_box_vulnerability": 3, "parameters": 0, "macs": 0}
 CONDITIONS = ("protocol", "norm", "eps", "step", "steps", "restarts", "images", "reduction")
 """What must be the same for two evaluations to stand in one table."""
+PAPER_NAMES = {"vgg16-standardised": "vgg16"}
+"""What the published tables call a network."""
 PAPER_RUNS, PAPER_EPOCHS = 5, "200"
 """Behind every published row: runs averaged, and epochs of training (Madaan, Shin, Hwang, ICML 2020, section 5)."""
 
@@ -122,11 +124,15 @@ def _fill(block: Block, members: Sequence[tuple[RunRecord, Mapping[str, Any]]]) 
     for run, row in members:
         groups.setdefault(json.dumps(_configuration(row["recipe_values"]), sort_keys=True), []).append((run, row))
     lines = [_line(group) for group in groups.values()]
-    paper = [row for row in published() if (row["dataset"], row["network"]) == (block.dataset, block.network)]
+    paper = [
+        row
+        for row in published()
+        if (row["dataset"], row["network"]) == (block.dataset, PAPER_NAMES.get(block.network, block.network))
+    ]
     rows = {row["method"]: _published_line(row) for row in paper}
     names = [line.name for line in lines]
     block.absent = [name for name in rows if name not in names]
-    block.reason = _why_apart(block) if rows else ""
+    block.reason = _why_apart(block, all(comparable(row) for _, row in members)) if rows else ""
     _mark_best(lines)
     _mark_best(list(rows.values()))
     if block.reason:
@@ -224,13 +230,13 @@ def _published_line(row: Mapping[str, Any]) -> Line:
     return Line(str(row["method"]), False, cells, PAPER_RUNS, PAPER_EPOCHS)
 
 
-def _why_apart(block: Block) -> str:
-    """Why published rows cannot stand beside these, or nothing where they can."""
+def _why_apart(block: Block, alike: bool) -> str:
+    """Why published rows cannot stand beside these, or nothing where they can; `alike`: trained and attacked as those were."""
     attack = recipes.RECIPES[f"{block.dataset}/at"].test_attack
     used = tuple(block.conditions[name] for name in ("eps", "step", "steps"))
-    if block.dataset != "mnist" and block.conditions["protocol"] != "released-code":
+    if not alike:
         return (
-            "another protocol: the released code standardises each image, attacks that tensor and clips it to [0, 1], so "
+            "another protocol: the released code standardises each image, trains and attacks on that tensor, clipped to [0, 1], so "
             f"its eps is not one of pixels. Train and measure under it with anp-vs reproduce {block.dataset} --recipe released"
         )
     if used != (attack.eps, attack.step, attack.steps):

@@ -29,6 +29,12 @@ def published() -> list[dict[str, Any]]:
     return [{k: v if k in words else float(v) for k, v in line.items()} for line in csv.DictReader(text.splitlines())]
 
 
+def comparable(row: Mapping[str, Any]) -> bool:
+    """Whether a measured row was trained and attacked as the published ones of its data set were."""
+    trained = (row.get("recipe_values") or {}).get("protocol", "pixel-space")
+    return bool(row["dataset"] == "mnist" or trained == row.get("protocol") == "released-code")
+
+
 def cell(row: Mapping[str, Any], column: str) -> str:
     """One figure as text, with its spread where there is one; a dash where nothing was measured."""
     value, spread = row.get(column), row.get(f"{column}_spread")
@@ -46,8 +52,7 @@ def beside_published(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         label = row["row"] + (f" ({row['images']} images)" if row.get("images") not in (None, 10_000) else "")
         table.add_row(label, *(cell(row, column) for column in columns))
-        comparable = row["dataset"] == "mnist" or row.get("protocol") == "released-code"
-        if comparable and (paper := known.get((row["dataset"], row["row"]))):
+        if comparable(row) and (paper := known.get((row["dataset"], row["row"]))):
             table.add_row("  published", *(cell(paper, column) for column in columns), style="dim")
     return table
 

@@ -35,7 +35,7 @@ def work_on_cluster(
         overview: told of every change.
         retries: further tries after a failure.
         cpus: CPU cores, and threads, a job gets.
-        gpus: GPUs a job gets; a fraction lets several share one.
+        gpus: GPUs a job gets; a fraction lets several share one. 0: with device cuda 1, with auto 1 where the cluster has any.
         data_root: folder that holds the data sets, on every machine.
         device: auto, cpu or cuda.
 

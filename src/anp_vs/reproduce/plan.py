@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from anp_vs import recipes, serialization
+from anp_vs.attacks.protocols import ProtocolName
 from anp_vs.data import digits
 from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.figure_files import read_object
-from anp_vs.evaluation.protocols import ProtocolName
 from anp_vs.evaluation.row import evaluate_run, row_file
 from anp_vs.recipes import Recipe
 from anp_vs.training.run import train

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from anp_vs.attacks import frozen
 from anp_vs.attacks.pgd import ascend
+from anp_vs.attacks.protocols import protocol_by_name
 from anp_vs.errors import RunError
-from anp_vs.evaluation.protocols import protocol_by_name
 from anp_vs.pruning.compiled import Compiled
 from anp_vs.pruning.graph import Graph, example_for
 from anp_vs.pruning.precision import Precision, on_pixels
@@ -33,6 +33,7 @@ class Adversary:
 
     def __init__(self, recipe: Recipe, share: Share, precision: Precision, *, channels_last: bool) -> None:
         self.recipe, self.share, self.method = recipe, share, recipe.method
+        self.protocol = protocol_by_name(recipe.protocol)
         self.precision, self.channels_last = precision, channels_last
         self.compiled = Compiled() if recipe.compilation == "on" else None
         self.first = set()
@@ -64,7 +65,7 @@ class Adversary:
         if eps == 0:
             return images
         recipe = self.recipe.attack
-        lower, upper = protocol_by_name(self.recipe.protocol).box(images, eps)
+        lower, upper = self.protocol.box(images, eps)
         draws = generator(images.device, self.recipe.seed, "attack", step)
         noise = images.new_empty(self.recipe.batch_size, *images.shape[1:])
         if self.method.start_radius is None:

@@ -13,17 +13,17 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from anp_vs.data import Dataset, Split
+from anp_vs.attacks.protocols import protocol_by_name
+from anp_vs.data import Dataset, Split, to_float
 from anp_vs.errors import InputError, RunError
 from anp_vs.evaluation.cost import unit_macs
-from anp_vs.evaluation.protocols import protocol_by_name
 from anp_vs.methods.awp import perturbed_objective
 from anp_vs.methods.method import Objective
 from anp_vs.networks import build
 from anp_vs.networks.images import take_images
 from anp_vs.networks.layers import scale_dropout
 from anp_vs.pruning.gate import gates, sparsity_percent
-from anp_vs.pruning.graph import example_for
+from anp_vs.pruning.graph import evaluating, example_for
 from anp_vs.pruning.insertion import insert_gates
 from anp_vs.pruning.opening import open_gates
 from anp_vs.pruning.precision import Precision, lowered
@@ -99,14 +99,7 @@ class Trainer:
         self.total_steps = recipe.epochs * self.steps_per_epoch
         torch.manual_seed(derive(recipe.seed, "initialise"))
         self.protocol = protocol_by_name(recipe.protocol)
-        built = build(recipe.network, len(dataset.classes))
-        network = self.protocol.adapt(built)
-        if network.state_dict().keys() != built.state_dict().keys():  # it could not be saved as what it was built as
-            raise InputError(
-                f"Under the protocol {recipe.protocol} each image is standardised by itself, and {recipe.network} normalises "
-                f"by the data set's mean and deviation; choose the network vgg16-standardised."
-            )
-        take_images(network, dataset.train.shape)
+        network = fresh_network(recipe, dataset)
         self.reinitialised = self.method.begin(network, start) if start is not None else []
         network = self.method.prepare(network)
         if self.method.gated:
@@ -372,6 +365,26 @@ class Trainer:
         """For each gate: units alive of the original units."""
         found = gates(self.network)
         return {name: f"{alive}/{found[name].original_units}" for name, alive in self.units_alive().items()}
+
+
+def fresh_network(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    """The network of a recipe as it is trained: for what the recipe's protocol shows it.
+
+    Raises:
+        InputError: it does not take the data's images, or saved as what it was built as it would not be what was trained.
+    """
+    protocol, built = protocol_by_name(recipe.protocol), build(recipe.network, len(dataset.classes))
+    take_images(built, dataset.train.shape)
+    network = protocol.adapt(built)
+    if protocol.name != "pixel-space":
+        pixels = to_float(dataset.train.head(8).images).cpu()
+        with evaluating(built), evaluating(network), torch.no_grad():
+            if not torch.allclose(built(pixels), network(protocol.prepare(pixels)), rtol=1e-3, atol=1e-3):
+                raise InputError(
+                    f"Under the protocol {protocol.name} each colour image is standardised by itself, which {recipe.network} "
+                    f"does not do. Choose the network vgg16-standardised."
+                )
+    return network
 
 
 def set_prices(network: nn.Module, exponent: float) -> None:

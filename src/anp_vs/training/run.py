@@ -32,7 +32,7 @@ from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates, sparsity_percent
 from anp_vs.recipes import MEASURED, Recipe
 from anp_vs.training import checkpoint
-from anp_vs.training.loop import Trainer
+from anp_vs.training.loop import Trainer, fresh_network
 from anp_vs.training.parallel import Share, together
 from anp_vs.training.progress import Display
 from anp_vs.training.run_directory import MetricsLog, RunDirectory, root_of
@@ -240,7 +240,8 @@ def _taken_up(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
         logger.warning("%s The previous checkpoint is used instead.", problem)
     with fabric.rank_zero_first():  # a data set that has to be downloaded is downloaded once
         dataset = load_data(recipe.data, recipe.data_root, validation=recipe.validation, pictures=recipe.pictures)
-    generated = None  # looked at before anything else is trained
+    fresh_network(recipe, dataset)  # looked at, like what follows, before anything else is trained
+    generated = None
     if recipe.generated is not None:
         generated = load_generated(recipe.generated, dataset.train.shape, len(dataset.classes))
     root = root_of(run.path, recipe)

@@ -9,9 +9,9 @@ from torch import nn
 
 from anp_vs.attacks.losses import ce
 from anp_vs.attacks.pgd import ascend
+from anp_vs.attacks.protocols import protocol_by_name
 from anp_vs.data import Split, to_float
 from anp_vs.device import full_float32
-from anp_vs.evaluation.protocols import protocol_by_name
 from anp_vs.recipes import Recipe
 from anp_vs.training.seeding import generator
 

@@ -57,7 +57,7 @@ class Watch:
             network: in training.
             values: what is logged after this step: `train_robust_accuracy` and, after an epoch, `robust_accuracy`,
                 in percent.
-            images: clean, N x C x H x W in [0, 1], after an epoch.
+            images: clean, N x C x H x W as the network is shown them, after an epoch.
         """
         messages = self._new(
             self.collapsed,

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from anp_vs.attacks import pgd
+from anp_vs.attacks.protocols import Budget, PixelSpace, ReleasedCode, protocol_by_name
 from anp_vs.errors import InputError
-from anp_vs.evaluation.protocols import Budget, PixelSpace, ReleasedCode, protocol_by_name, standardise
 from anp_vs.networks import build
+from anp_vs.networks.layers import Standardise
+
+standardise = Standardise()
 
 
 class Linear(nn.Module):
@@ -26,6 +29,8 @@ def test_standardisation_by_numpy() -> None:
     expected = [(x - x.mean()) / max(x.std(), 48**-0.5) for x in images.double().numpy()]
     np.testing.assert_allclose(standardise(images), np.stack(expected), atol=1e-5)
     assert standardise(images)[0].abs().max() < 1e-5
+    with pytest.raises(InputError, match=r"uint8.*floating-point"):
+        standardise((255 * images).byte())
 
 
 def test_the_released_attack_on_a_linear_network_ends_where_its_clips_allow() -> None:
