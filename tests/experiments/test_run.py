@@ -114,7 +114,12 @@ def test_bayesian_networks_are_at_bnn_with_the_kl_term_divided_by_its_weight() -
     )
     assert lenet.method == ATBNN(alpha=0.02)
     assert vgg.method == ATBNN(alpha=0.02, prior_sigma=0.1, initial_rho=-5.0)
-    assert (lenet.network, lenet.data, vgg.network, vgg.data) == ("lenet5-caffe", "mnist", "vgg16-standardised", "cifar10")
+    assert (lenet.network, lenet.data, vgg.network, vgg.data) == (
+        "lenet5-caffe",
+        "mnist",
+        "vgg16-standardised",
+        "cifar10",
+    )
 
 
 def test_learning_rates_belong_to_the_gates_and_a_tenth_to_the_weights() -> None:
