@@ -59,7 +59,10 @@ def test_runs_that_differ_in_more_than_their_seed_are_never_averaged(tmp_path: P
 
 
 def test_how_a_run_computed_keeps_no_seed_apart_and_is_told(tmp_path: Path) -> None:
-    ways = [{"precision": "float32", "layout": "contiguous"}, {"precision": "bfloat16", "layout": "contiguous"}]
+    ways = [
+        {"precision": "float32", "layout": "contiguous", "source": "first words"},
+        {"precision": "bfloat16", "layout": "contiguous"},
+    ]
     runs = [make_run(tmp_path, "mnist-cpu/at", seed, row={}, **way) for seed, way in enumerate(ways)]
     line = measured(tables(*runs)[0])["at"]
     assert (line.runs, line.detail) == (2, "precision bfloat16 or float32")

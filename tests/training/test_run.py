@@ -172,9 +172,9 @@ def test_a_directory_of_another_recipe_is_refused_by_the_fields_that_differ(path
     assert tensors(path) == before
 
 
-def test_the_data_may_have_moved(path: Path) -> None:
+def test_the_data_may_have_moved_and_a_recipe_been_described_in_other_words(path: Path) -> None:
     run.train(recipe(), out=path, quiet=True)
-    run.train(recipe(data_root="elsewhere"), out=path, quiet=True)
+    run.train(recipe(data_root="elsewhere", source="better words"), out=path, quiet=True)
 
 
 def test_a_value_that_only_the_data_refuse_does_not_claim_the_directory(

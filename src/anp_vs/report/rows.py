@@ -148,7 +148,7 @@ def _fill(block: Block, members: Sequence[tuple[RunRecord, Mapping[str, Any]]]) 
 def _configuration(values: Mapping[str, Any]) -> dict[str, Any]:
     """What tells two rows apart: all of the recipe but the seed, where files lie, and what computes the same faster."""
     own = [name for name in ("start", "teacher", "generated") if values.get(name) not in (None, *recipes.RECIPES)]
-    same = ("seed", "data_root", "black_box", *recipes.MEASURED)
+    same = ("seed", "data_root", "source", "black_box", *recipes.MEASURED)
     kept = {name: value for name, value in values.items() if name not in same}
     for field_ in fields(recipes.Recipe):  # one that is newer than the row had its default's effect
         if field_.default is not MISSING and field_.name not in same:

@@ -139,10 +139,10 @@ class RunDirectory:
         if not self.recipe_file.exists():
             return
         held = self.read_recipe()
-        # Where the data lie may change: their content is checked against its checksum. So may what is done about
-        # trouble, when there is some, and whether the attack is compiled, which another machine may be unable to. What
-        # was asked to be chosen has been chosen there.
-        changed = ("data_root", "on_trouble", "compilation")
+        # Where the data lie may change: their content is checked against its checksum. So may the words on where the
+        # values come from, what is done about trouble, when there is some, and whether the attack is compiled, which
+        # another machine may be unable to. What was asked to be chosen has been chosen there.
+        changed = ("data_root", "source", "on_trouble", "compilation")
         free: dict[str, Any] = {name: getattr(held, name) for name in changed}
         free |= {name: getattr(held, name) for name in recipes.MEASURED if getattr(recipe, name) == "auto"}
         if held.generated and recipe.generated:
