@@ -11,6 +11,9 @@ from rich.console import Console
 
 from anp_vs.errors import AnpVsError, Stopped
 
+LINE_SECONDS = 120.0
+"""How often something long says how far it is where there is no terminal for a bar, as in a log file."""
+
 
 class OutputConsole(Console):
     """A console on standard output: no colours by guess, no emoji from words between colons."""

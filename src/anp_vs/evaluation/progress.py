@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from anp_vs.terminal import LINE_SECONDS
 
 Step = Callable[[int, str], None]
 """Called with how much is done, and the running figures."""
@@ -15,7 +18,7 @@ Step = Callable[[int, str], None]
 
 @contextmanager
 def stage(name: str, total: int, *, show: bool = True) -> Iterator[Step]:
-    """A bar with the time left on a terminal; elsewhere one line when the stage is over.
+    """A bar with the time left on a terminal; elsewhere a line every two minutes, and one when the stage is over.
 
     Args:
         name: of the stage.
@@ -30,12 +33,15 @@ def stage(name: str, total: int, *, show: bool = True) -> Iterator[Step]:
         TextColumn("{task.fields[figures]}"), console=console, disable=not live,
     )  # fmt: skip
     task = bar.add_task(name, total=total, figures="")
-    last = ""
+    last, said = "", time.monotonic()
 
     def step(done: int, figures: str) -> None:
-        nonlocal last
+        nonlocal last, said
         last = figures
         bar.update(task, completed=done, figures=figures)
+        if show and not live and done < total and time.monotonic() - said > LINE_SECONDS:
+            said = time.monotonic()
+            console.print(f"{name}: {done}/{total}, {figures}", soft_wrap=True)
 
     with bar:
         yield step

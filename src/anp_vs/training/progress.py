@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import Any
 
@@ -10,11 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from anp_vs.recipes import Recipe
+from anp_vs.terminal import LINE_SECONDS
 from anp_vs.training.loop import Trainer
 
 
 class Display:
-    """A live bar on a terminal; one line an epoch elsewhere; nothing when quiet.
+    """A live bar on a terminal; elsewhere a line an epoch, and every two minutes in one; nothing when quiet.
 
     Args:
         recipe: names the run.
@@ -27,6 +29,7 @@ class Display:
         self.console = Console(file=sys.stderr, highlight=False, emoji=False, soft_wrap=True, markup=False)
         self.live = self.console.is_terminal and not quiet
         self.values: dict[str, Any] = {}
+        self.said = time.monotonic()
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[status]}"),
@@ -50,6 +53,7 @@ class Display:
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
+        self.said = time.monotonic()
         if not self.quiet:
             self.progress.console.print(f"{self.recipe.name}: {message}")
 
@@ -64,6 +68,8 @@ class Display:
             layers = f"  units {' '.join(widths.values())}" if widths else ""
             epoch = self.trainer.step // self.trainer.steps_per_epoch
             self.say(f"epoch {epoch:>3}/{self.recipe.epochs}  {self._status()}{layers}")
+        elif line and not self.live and time.monotonic() - self.said > LINE_SECONDS:
+            self.say(f"step {self.trainer.step}/{self.trainer.total_steps}  {self._status()}")
 
     def _status(self) -> str:
         names = {
