@@ -184,7 +184,8 @@ _TABLES: dict[str, Recipe] = {
             "anp": SHORT, "anp-vs": SHORT, "standard": DENSE, "at": QUICK, "at-vs": QUICK,
             "black-box-source": QUICK, "at-bnn": QUICK, "admm": QUICK, "trades": {**QUICK, "attack": SHORT["attack"]},
             "bp": {
-                **DENSE, "schedule": "cosine", "gate_lr": 0.1, "decide_at": 0.5, "target_sparsity": 76.0, "cost_exponent": 0.3,
+                **DENSE, "method": BP(beta=12.0), "schedule": "cosine", "gate_lr": 0.1, "decide_at": 0.5, "target_sparsity": 76.0,
+                "cost_exponent": 0.3,
             },
             "pretraining": QUICK, "pretrained-at": {**QUICK, "epochs": 2, "lr": 1e-2},
         },
