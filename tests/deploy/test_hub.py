@@ -13,7 +13,7 @@ from anp_vs.networks import build
 
 hub = pytest.importorskip("huggingface_hub")
 
-CARD = {"classes": ["cat", "dog"], "threat_model": {"norm": "inf", "eps": 0.1}}
+CARD = {"classes": ["cat", "dog"], "threat_model": {"norm": "inf", "eps": 0.1, "space": "pixels in [0, 1]"}}
 
 
 @pytest.fixture
@@ -47,7 +47,14 @@ def test_what_is_uploaded(published: Any, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(hub.HfApi, "upload_folder", upload)
     published.push_to_hub("me/net")
     page = seen["README.md"].decode()
-    for fact in ("library_name: anp-vs", "classes: cat, dog", "inf norm, eps 0.1", "1 x 28 x 28", "me/net"):
+    for fact in (
+        "library_name: anp-vs",
+        "classes: cat, dog",
+        "inf norm, eps 0.1",
+        "what is attacked: pixels in [0, 1]",
+        "1 x 28 x 28",
+        "me/net",
+    ):
         assert fact in page
     assert json.loads(seen["network.json"])["classes"] == ["cat", "dog"]
     assert seen["network.safetensors"] == (tmp_path / "net.safetensors").read_bytes()

@@ -75,7 +75,8 @@ class HubNetwork(
             "architecture": card["architecture"], "parameters": f"{card['parameters']:,}",
             "images": " x ".join(map(str, card["input_shape"] or ["?"])),
             "classes": ", ".join(map(str, card.get("classes", []))) or None,
-            "threat model": f"{threat['norm']} norm, eps {threat['eps']:.4g}, {threat['space']}" if threat else None,
+            "threat model": f"{threat['norm']} norm, eps {threat['eps']:.4g}" if threat else None,
+            "what is attacked": threat.get("space"),
         }  # fmt: skip
         lines = "\n".join(f"- {name}: {value}" for name, value in facts.items() if value)
         return super().generate_model_card(*args, facts=lines, **{"repo_id": "REPOSITORY", **kwargs})
