@@ -78,6 +78,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"target_sparsity": 100}, "target_sparsity is 100.0"),
     ({"target_sparsity": NAN}, "target_sparsity is nan"),
     ({"decide_at": 1.5}, "decide_at is 1.5; it is a share"),
+    ({"beta_gain": -1.0}, "beta_gain is -1.0; it must lie in"),
+    ({"beta_gain": NAN}, "beta_gain is nan; it must lie in"),
+    (
+        {"beta_gain": 10.0, "target_sparsity": None},
+        "beta_gain is 10.0, and there is nothing to follow: give target_sparsity",
+    ),
     ({"eps_warmup": NAN}, "eps_warmup is nan; it is a share"),
     ({"remove_after": -1}, "remove_after is -1; it must lie in 0"),
     ({"remove_after": 10**30}, "remove_after is 1000"),

@@ -53,6 +53,7 @@ RUNS: list[tuple[str, dict[str, Any]]] = [
     ("at-bnn", {"average": 0.0, "optimiser": "sgd", "schedule": "multistep"}),
     ("admm", {"augment": True}),
     ("at", {"shift": 2, "awp": 0.01}),
+    ("anp-vs", {"beta_gain": 10.0, "target_sparsity": 95.0}),
 ]
 
 

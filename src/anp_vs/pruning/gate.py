@@ -6,6 +6,7 @@ Source: Lee et al., "Adaptive Network Sparsification with Dependent Variational 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -203,6 +204,19 @@ def sparsity_percent(network: nn.Module, alive: Mapping[str, Tensor] | None = No
     with torch.no_grad():
         known = alive or {name: gate.alive() for name, gate in found.items()}
         return 100.0 * (1 - sum(int(units.sum()) for units in known.values()) / original)
+
+
+@torch.no_grad()
+def last_to_go(network: nn.Module, sparsity: float) -> float:
+    """Log E[pi] of the strongest unit among the weakest ones, of which there are `sparsity` percent of all.
+
+    When it falls below the logarithm of 1e-3 that sparsity is reached. Units that have left count as the weakest.
+    """
+    found = gates(network).values()
+    expected = torch.cat([gate.expected() for gate in found]).sort().values
+    original = sum(gate.original_units for gate in found)
+    place = math.ceil(sparsity / 100 * original) - 1 - (original - len(expected))
+    return math.log(float(expected[max(place, 0)]))
 
 
 def original_units(network: nn.Module, path: str) -> int | None:

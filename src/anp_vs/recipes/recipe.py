@@ -96,6 +96,9 @@ class Recipe:
         decide_at: share of training after which the gates are fixed: multipliers become E[pi], what is pruned
             leaves the network, and the weights go on alone. 1 lets them learn to the end, as published.
         target_sparsity: fix the gates as soon as this percentage of the units is pruned; None waits.
+        beta_gain: g > 0 lets beta follow `target_sparsity`, so that it is reached shortly before `decide_at` whatever beta
+            the method begins with: the KL term is multiplied by exp(g (how far behind, as a share of the way)); 0 keeps
+            beta constant, as published. 10 is usual.
         cost_exponent: c in (m / mean m)^c, which a unit's KL term is multiplied by, m being the MACs that its
             removal spares an image and the powers scaled to a mean of 1; 0 prices all units alike, as published.
         remove_after: units that stay pruned for this many steps leave the training network; 0 keeps them.
@@ -152,6 +155,7 @@ class Recipe:
     eps_warmup: float = 0.0
     decide_at: float = 1.0
     target_sparsity: float | None = None
+    beta_gain: float = 0.0
     cost_exponent: float = 0.0
     remove_after: int = 0
     average: float = 0.0
@@ -185,6 +189,12 @@ class Recipe:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be positive and finite.")
         if not 0 <= self.cost_exponent <= 2:
             raise InputError(f"cost_exponent is {self.cost_exponent}; it must lie in [0, 2].")
+        if not 0 <= self.beta_gain <= 100:
+            raise InputError(f"beta_gain is {self.beta_gain}; it must lie in [0, 100].")
+        if self.beta_gain and (self.target_sparsity is None or not self.decide_at):
+            raise InputError(
+                f"beta_gain is {self.beta_gain}, and there is nothing to follow: give target_sparsity, and a decide_at above 0."
+            )
         for name in ("eps_warmup", "decide_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it is a share of training and must lie in [0, 1].")

@@ -22,7 +22,7 @@ from anp_vs.methods.method import Objective
 from anp_vs.networks import build
 from anp_vs.networks.images import take_images
 from anp_vs.networks.layers import scale_dropout
-from anp_vs.pruning.gate import gates, sparsity_percent
+from anp_vs.pruning.gate import gates, last_to_go, sparsity_percent
 from anp_vs.pruning.graph import evaluating, example_for
 from anp_vs.pruning.insertion import insert_gates
 from anp_vs.pruning.opening import open_gates
@@ -107,6 +107,10 @@ class Trainer:
         scale_dropout(network, recipe.dropout)
         self.network = network.to(fabric.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.decided = not self.method.gated
+        self.prices = {name: gate.price for name, gate in gates(self.network).items()}
+        self.first_level = (
+            last_to_go(self.network, recipe.target_sparsity or 0.0) if recipe.beta_gain and self.prices else 0.0
+        )
         self.dead_for = {name: torch.zeros(gate.units, dtype=torch.int64) for name, gate in gates(self.network).items()}
         self.average: Average | None = None
         self.step = 0
@@ -220,6 +224,8 @@ class Trainer:
         """
         began, recipe = time.perf_counter(), self.recipe
         self.optimisers.set_rates(self.progress, self.eased)
+        if recipe.beta_gain and not self.decided:
+            self._steer()
         images, labels = self.batch()
         torch.manual_seed(derive(recipe.seed, "step", self.step))
         adversarial = self.attack(images, labels) if self.method.adversarial else images
@@ -279,6 +285,13 @@ class Trainer:
     def eps(self) -> float:
         """The attack's radius at the present step."""
         return schedule.eps(self.recipe, self.progress)
+
+    def _steer(self) -> None:
+        """Let beta follow the target sparsity: a function of the present gates and step alone."""
+        level = last_to_go(self.network, self.recipe.target_sparsity or 0.0)
+        factor = schedule.beta_factor(self.recipe, self.progress, level, self.first_level)
+        for name, gate in gates(self.network).items():
+            gate.price = self.prices[name] * factor
 
     # -- pruning --------------------------------------------------------------------------------------------
 
