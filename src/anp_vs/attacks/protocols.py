@@ -1,4 +1,4 @@
-"""Two ways to evaluate under attack, which must never share a column.
+"""Two ways to train and evaluate under attack, which must never share a column.
 
 `pixel-space` (default): images in [0, 1] are attacked, normalisation is inside the network, eps is in pixel
 units.

@@ -137,8 +137,8 @@ def evaluate_run(path: Path, out: Path | None = None, **options: Any) -> dict[st
     chosen = Options(**options)
     run = RunDirectory(path)
     recipe = run.read_recipe()
-    chosen = replace(chosen, protocol=chosen.protocol or recipe.protocol)
-    out = out or row_file(path, chosen.protocol or recipe.protocol)
+    protocol = chosen.protocol or recipe.protocol
+    chosen, out = replace(chosen, protocol=protocol), out or row_file(path, protocol)
     _check_folder(out)
     network = serialization.load(serialization.locate(path))
     full = serialization.load(run.network)

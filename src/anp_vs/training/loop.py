@@ -14,16 +14,13 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from anp_vs.attacks.protocols import protocol_by_name
-from anp_vs.data import Dataset, Split, to_float
+from anp_vs.data import Dataset, Split
 from anp_vs.errors import InputError, RunError
-from anp_vs.evaluation.cost import unit_macs
 from anp_vs.methods.awp import perturbed_objective
 from anp_vs.methods.method import Objective
-from anp_vs.networks import build
-from anp_vs.networks.images import take_images
 from anp_vs.networks.layers import scale_dropout
 from anp_vs.pruning.gate import gates, last_to_go, sparsity_percent
-from anp_vs.pruning.graph import evaluating, example_for
+from anp_vs.pruning.graph import example_for
 from anp_vs.pruning.insertion import insert_gates
 from anp_vs.pruning.opening import open_gates
 from anp_vs.pruning.precision import Precision, lowered
@@ -36,6 +33,7 @@ from anp_vs.training import schedule
 from anp_vs.training.adversary import Adversary
 from anp_vs.training.average import Average, averaged, shrunk
 from anp_vs.training.batches import Batches
+from anp_vs.training.network import fresh_network, set_prices
 from anp_vs.training.optimisers import Optimisers
 from anp_vs.training.parallel import Share
 from anp_vs.training.seeding import derive
@@ -378,34 +376,3 @@ class Trainer:
         """For each gate: units alive of the original units."""
         found = gates(self.network)
         return {name: f"{alive}/{found[name].original_units}" for name, alive in self.units_alive().items()}
-
-
-def fresh_network(recipe: Recipe, dataset: Dataset) -> nn.Module:
-    """The network of a recipe as it is trained: for what the recipe's protocol shows it.
-
-    Raises:
-        InputError: it does not take the data's images, or saved as what it was built as it would not be what was trained.
-    """
-    protocol, built = protocol_by_name(recipe.protocol), build(recipe.network, len(dataset.classes))
-    take_images(built, dataset.train.shape)
-    network = protocol.adapt(built)
-    if protocol.name != "pixel-space":
-        pixels = to_float(dataset.train.head(8).images).cpu()
-        with evaluating(built), evaluating(network), torch.no_grad():
-            if not torch.allclose(built(pixels), network(protocol.prepare(pixels)), rtol=1e-3, atol=1e-3):
-                raise InputError(
-                    f"Under the protocol {protocol.name} each colour image is standardised by itself, which {recipe.network} "
-                    f"does not do. Choose the network vgg16-standardised."
-                )
-    return network
-
-
-def set_prices(network: nn.Module, exponent: float) -> None:
-    """Price each gate's KL by the MACs its units cost, see `Recipe.cost_exponent`."""
-    if not exponent:
-        return
-    powers = {name: float(spared) ** exponent for name, spared in unit_macs(network).items()}
-    found = gates(network)
-    mean = sum(powers[name] * gate.units for name, gate in found.items()) / sum(g.units for g in found.values())
-    for name, gate in found.items():
-        gate.price = powers[name] / mean

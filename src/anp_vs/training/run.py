@@ -32,7 +32,8 @@ from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates, sparsity_percent
 from anp_vs.recipes import MEASURED, Recipe
 from anp_vs.training import checkpoint
-from anp_vs.training.loop import Trainer, fresh_network
+from anp_vs.training.loop import Trainer
+from anp_vs.training.network import fresh_network
 from anp_vs.training.parallel import Share, together
 from anp_vs.training.progress import Display
 from anp_vs.training.run_directory import MetricsLog, RunDirectory, root_of

@@ -1,0 +1,47 @@
+"""The network of a recipe as its training begins: fitted to the data and the protocol, its units priced."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from anp_vs.attacks.protocols import protocol_by_name
+from anp_vs.data import Dataset, to_float
+from anp_vs.errors import InputError
+from anp_vs.evaluation.cost import unit_macs
+from anp_vs.networks import build
+from anp_vs.networks.images import take_images
+from anp_vs.pruning.gate import gates
+from anp_vs.pruning.graph import evaluating
+from anp_vs.recipes import Recipe
+
+
+def fresh_network(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    """The network of a recipe as it is trained: for what the recipe's protocol shows it.
+
+    Raises:
+        InputError: it does not take the data's images, or saved as what it was built as it would not be what was trained.
+    """
+    protocol, built = protocol_by_name(recipe.protocol), build(recipe.network, len(dataset.classes))
+    take_images(built, dataset.train.shape)
+    network = protocol.adapt(built)
+    if protocol.name != "pixel-space":
+        pixels = to_float(dataset.train.head(8).images).cpu()
+        with evaluating(built), evaluating(network), torch.no_grad():
+            if not torch.allclose(built(pixels), network(protocol.prepare(pixels)), rtol=1e-3, atol=1e-3):
+                raise InputError(
+                    f"Under the protocol {protocol.name} each colour image is standardised by itself, which {recipe.network} "
+                    f"does not do. Choose the network vgg16-standardised."
+                )
+    return network
+
+
+def set_prices(network: nn.Module, exponent: float) -> None:
+    """Price each gate's KL by the MACs its units cost, see `Recipe.cost_exponent`."""
+    if not exponent:
+        return
+    powers = {name: float(spared) ** exponent for name, spared in unit_macs(network).items()}
+    found = gates(network)
+    mean = sum(powers[name] * gate.units for name, gate in found.items()) / sum(g.units for g in found.values())
+    for name, gate in found.items():
+        gate.price = powers[name] / mean
