@@ -76,7 +76,7 @@ def test_a_run_goes_on_when_the_file_has_moved_and_is_named_after_it_whoever_sta
     asked: dict[str, Any] = {"generated": str(file), "generated_share": 0.25, "average": 0.0}
     with patched():
         with monkeypatch.context() as patch:
-            patch.setattr("anp_vs.training.run._signals", lambda: Asked(lambda: True))
+            patch.setattr("anp_vs.training.run.stop_asked", lambda: Asked(lambda: True))
             with pytest.raises(run.Stopped):
                 run.train(recipe("at", **asked), out=tmp_path / "run", quiet=True)
         moved = file.rename(tmp_path / "moved.npz")

@@ -297,7 +297,7 @@ def test_a_gate_that_would_close_its_layer_keeps_one_unit_and_is_named() -> None
         gates(training.network)["gate2"].a_uc.fill_(-12.0)
     said = ""
     while not training.decided:
-        said = training.advance().message or ""
+        said = training.advance() or ""
     assert "every unit of gate2 would be pruned, the strongest was kept" in said
     assert gates(training.network)["gate2"].units == 1
 

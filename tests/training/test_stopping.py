@@ -50,7 +50,7 @@ def test_a_signal_during_validation_does_not_wait_for_its_end(
 
     validate = Trainer.validate
     monkeypatch.setattr(Trainer, "validate", counting)
-    monkeypatch.setattr(run, "_signals", lambda: Asked(lambda: asks in (1, 3)))
+    monkeypatch.setattr(run, "stop_asked", lambda: Asked(lambda: asks in (1, 3)))
     monkeypatch.setattr("anp_vs.training.validation.BATCH", 125)
     for step in (4, 8):
         with pytest.raises(run.Stopped, match=f"Stopped at step {step} of 12"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,6 +17,7 @@ from anp_vs.data import Split
 from anp_vs.errors import RunError, Stopped
 from anp_vs.evaluation.subject import LabelledImages
 from anp_vs.provenance import command
+from anp_vs.signals import on_stop_signals
 from anp_vs.storage import pack, unpack, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -102,22 +101,17 @@ class Finished:
             Stopped: one of them came.
         """
 
-        def stop(*_: object) -> None:
+        def stop() -> None:
             raise KeyboardInterrupt
 
-        before = {}
-        if threading.current_thread() is threading.main_thread():
-            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
         try:
-            yield
+            with on_stop_signals(stop):
+                yield
         except KeyboardInterrupt:
             raise Stopped(
                 f"Stopped with {self.done} of {self.images} images attacked; what is finished is kept in {self.path}. "
                 f"Go on with: {command()}"
             ) from None
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def same_logits(known: Tensor, logits: Tensor) -> bool:

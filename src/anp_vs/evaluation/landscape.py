@@ -108,11 +108,6 @@ def feature_maps(network: nn.Module, clean: Tensor, adversarial: Tensor, path: s
     return FeatureMaps(path, before.cpu(), after.cpu(), (before - after).abs().mean(0).cpu())
 
 
-def input_distortion(network: nn.Module, clean: Tensor, adversarial: Tensor) -> Tensor:
-    """Mean of |z_1(x) - z_1(x~)| in the input layer, over images and channels: H x W, or a scalar."""
-    return feature_maps(network, clean, adversarial).distortion.mean(0)
-
-
 @dataclass(frozen=True)
 class LossSurface:
     """The loss around images, in the plane of the gradient's step and a random one.

@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,17 +39,6 @@ from anp_vs.training.seeding import derive
 from anp_vs.training.teacher import Teacher
 from anp_vs.training.validation import validate
 from anp_vs.training.watch import Trouble
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the loop tells after a step: `values` are the running means since the last line, or None."""
-
-    step: int
-    epoch: int
-    values: dict[str, float] | None
-    validated: dict[str, float] | None = None
-    message: str | None = None
 
 
 class Trainer:
@@ -214,8 +202,11 @@ class Trainer:
         """Adversarial images of the present network in evaluation mode, made on its compact twin."""
         return self.adversary.attack(images, labels, self.eps(), self.step, settled=self.decided)
 
-    def advance(self) -> Report:
+    def advance(self) -> str | None:
         """One step of training.
+
+        Returns:
+            What happened to the units, if something did.
 
         Raises:
             Trouble: the loss is not finite; no parameter has been changed by the step.
@@ -257,7 +248,7 @@ class Trainer:
         if recipe.average:
             self.average = averaged(self.average, self.network, recipe.average, self.step)
         self.seconds += time.perf_counter() - began
-        return Report(self.step, (self.step - 1) // self.steps_per_epoch, None, message=message)
+        return message
 
     def _count(self, objective: Objective, labels: Tensor) -> None:
         values = {name: float(value.detach()) for name, value in objective.metrics.items()}

@@ -6,8 +6,6 @@ import copy
 import dataclasses
 import logging
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
@@ -31,6 +29,7 @@ from anp_vs.provenance import hardware
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates, sparsity_percent
 from anp_vs.recipes import MEASURED, Recipe
+from anp_vs.signals import stop_asked
 from anp_vs.training import checkpoint
 from anp_vs.training.loop import Trainer
 from anp_vs.training.network import fresh_network
@@ -299,7 +298,7 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
         run.claim(recipe)
     place = nullcontext(run.path) if first else TemporaryDirectory()
     with place as folder, closing(MetricsLog(Path(folder) / run.metrics.name, work.position if first else 0)) as metrics, \
-            _board(Path(folder), trainer.step) as board, _signals() as asked, closing(trainer), \
+            _board(Path(folder), trainer.step) as board, stop_asked() as asked, closing(trainer), \
             Display(recipe, trainer, quiet=quiet or not first) as display:  # fmt: skip
         saved_at = time.monotonic()
 
@@ -324,11 +323,11 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
         if recipe.on_trouble == "step-back" and work.begins:
             keep(place=run.good)
         while trainer.step < trainer.total_steps or owed:
-            report = None if owed else trainer.advance()
+            told = None if owed else trainer.advance()
             epoch = (trainer.step - 1) // trainer.steps_per_epoch
             end_of_epoch = trainer.step % trainer.steps_per_epoch == 0
-            if report is not None and report.message:
-                say(report.message)
+            if told:
+                say(told)
             validated = trainer.validate(stop) if end_of_epoch else {}
             owed = validated is None
             line: dict[str, Any] = {}
@@ -412,22 +411,3 @@ def _finish(recipe: Recipe, run: RunDirectory, dataset: Dataset, trainer: Traine
         small = compact(copy.deepcopy(network))
         serialization.save(small, run.compact, **facts)
     serialization.save(network, run.network, **facts)
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """While open, SIGINT, SIGTERM and SIGUSR1 set an event instead of ending the process in the middle."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {}
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        number = getattr(signal, name, None)
-        if number is not None:
-            before[number] = signal.signal(number, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
