@@ -18,7 +18,7 @@ from anp_vs import serialization
 
 SHIPPED = Path(__file__).resolve().parent.parent / "src" / "anp_vs" / "shipped"
 KEPT = (
-    "classes", "data", "threat_model", "recipe", "seed", "train_seconds", "sparsity_percent", "extra_data", "stages",
+    "classes", "data", "threat_model", "recipe", "seed", "train_seconds", "train_commit", "sparsity_percent", "extra_data", "stages",
 )  # fmt: skip
 MEASURED = (
     "clean_accuracy", "white_box_accuracy", "white_box_accuracy_strongest", "black_box_accuracy", "autoattack_accuracy",
@@ -42,6 +42,7 @@ def main() -> None:
     facts["recipe"] = without_places(facts["recipe"])
     row = json.loads((asked.run / "evaluation.json").read_text())
     facts["measured"] = {name: row[name] for name in MEASURED if row.get(name) is not None}
+    facts["measured"]["warnings"] = [sign["reason"] for sign in row["diagnosis"]["signs"] if sign["suspicious"]]
     if asked.autoattack:
         other = json.loads((asked.autoattack / "evaluation.json").read_text())
         if other["network_sha256"] != row["network_sha256"]:

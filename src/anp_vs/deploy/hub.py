@@ -20,12 +20,12 @@ _TEMPLATE = """---
 {{ card_data }}
 ---
 
-A robust, pruned image classifier: float images in [0, 1], N x C x H x W, in; logits out.
+An image classifier: float images in [0, 1], N x C x H x W, in; logits out.
 
 {{ facts }}
 
 ```
-pip install 'anp-vs[hub]'
+pip install '.[hub]'    # in a clone of anp-vs
 ```
 
 ```

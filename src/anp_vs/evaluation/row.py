@@ -151,7 +151,7 @@ def evaluate_run(path: Path, out: Path | None = None, **options: Any) -> dict[st
         "row": row + extra, "extra_data": extra, "table": table, "run_seed": recipe.seed,
         "recipe_values": recipes.to_dict(recipe),
         **_origin(sources),
-        **{name: serialization.card_of(full).get(name) for name in ("train_seconds", "train_hardware")},
+        **{name: serialization.card_of(full).get(name) for name in ("train_seconds", "train_hardware", "train_commit")},
         "network_sha256": serialization.card_of(full)["sha256"],
     }  # fmt: skip
     result = _measured(

@@ -25,7 +25,7 @@ from anp_vs.data.generated import load_generated
 from anp_vs.device import choose
 from anp_vs.errors import InputError, RunError, Stopped
 from anp_vs.methods import METHODS
-from anp_vs.provenance import hardware
+from anp_vs.provenance import commit, hardware
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates, sparsity_percent
 from anp_vs.recipes import MEASURED, Recipe
@@ -404,6 +404,7 @@ def _finish(recipe: Recipe, run: RunDirectory, dataset: Dataset, trainer: Traine
         "seed": recipe.seed,
         "train_seconds": round(trainer.seconds, 1),
         "train_hardware": hardware(trainer.fabric.device),
+        "train_commit": commit(),
         **more,
     }
     if gates(network):
