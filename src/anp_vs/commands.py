@@ -107,7 +107,7 @@ class CompactCommand:
         run: run directory, or a saved gated network.
         out: where to save; RUN/compact.safetensors by default.
         multiple: keep so many pruned units, at zero, that every width is a multiple of this, for hardware that works
-            in blocks of 8 or 16; the function is the same.
+            in blocks of 8 or 16; the function is the same. With 1, units that are provably zero on every image leave, too.
     """
 
     run: Annotated[Path, tyro.conf.Positional]

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from anp_vs.attacks import pgd
 from anp_vs.errors import InputError
-from anp_vs.evaluation.intervals import certified, interval_bounds
+from anp_vs.evaluation.intervals import certified
 from anp_vs.networks import build
+from anp_vs.pruning.bounds import interval_bounds
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates
 from anp_vs.pruning.insertion import insert_gates

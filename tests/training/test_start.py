@@ -84,6 +84,23 @@ def test_a_pruned_network_trains_on_and_stays_small(method: str, tmp_path: Path)
         assert published_cost(trained).sparsity_percent == published_cost(small).sparsity_percent > 10
 
 
+def test_units_that_training_silenced_leave_the_pruned_network_and_no_other(tmp_path: Path) -> None:
+    start = serialization.load(pruned(tmp_path / "pruned") / "compact.safetensors")
+    start.conv1.bias.data[:2] = -100.0
+    saved = serialization.save(start, tmp_path / "silenced")
+    small = run.train(recipe("at", network="lenet5-caffe", start=str(saved)), out=tmp_path / "small", quiet=True)
+    made = serialization.load(tmp_path / "small/compact.safetensors")
+    assert serialization.card_of(made)["silent_units"]["conv2"] == 2
+    assert len(made.conv1.bias) == len(small.network.conv1.bias) - 2
+    images = torch.rand(9, 1, 28, 28)
+    torch.testing.assert_close(made(images), small.network(images), rtol=1e-4, atol=1e-4)
+    whole = build("lenet5-caffe")
+    whole.conv1.bias.data[:2] = -100.0  # type: ignore[union-attr, operator, index]
+    saved = serialization.save(whole, tmp_path / "whole")
+    run.train(recipe("at", network="lenet5-caffe", start=str(saved)), out=tmp_path / "dense", quiet=True)
+    assert not (tmp_path / "dense/compact.safetensors").exists()
+
+
 def test_gates_are_not_put_into_what_was_pruned_nor_lost_from_what_has_them(tmp_path: Path) -> None:
     pruned(tmp_path / "pruned")
     with pytest.raises(InputError, match=r"has been pruned, and bp puts its gates .* such as at-vs or trades"):

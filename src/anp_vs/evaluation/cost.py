@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anp_vs.attacks.frozen import frozen
 from anp_vs.errors import InputError
-from anp_vs.evaluation.tracing import trace
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates
 from anp_vs.pruning.graph import example_for
+from anp_vs.pruning.tracer import layers_of
 
 BATCHES = (1, 128)
 """Batch sizes at which latency is measured."""
@@ -160,7 +160,7 @@ def peak_activation_bytes(network: nn.Module, image: Tensor) -> int | None:
     """
     with frozen(network), torch.no_grad():
         try:
-            traced = trace(network)
+            traced = layers_of(network)
         except InputError:
             return None
         storages = _Storages(traced)

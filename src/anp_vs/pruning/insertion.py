@@ -56,7 +56,7 @@ def insert_gates(network: nn.Module, example: Tensor | None = None, residual: Re
     decisions = decide(Graph(network, example), residual)
     for decision in decisions:
         logger.info("%s: %s", decision.layer, decision.reason)
-    _insert(network, decisions)
+    insert(network, decisions)
     if getattr(network, "input_shape", None) is None:
         network.input_shape = tuple(example.shape[1:])  # type: ignore[assignment]
     return network.train(network.training)
@@ -79,7 +79,12 @@ def explain(network: nn.Module, example: Tensor | None = None, residual: Residua
     return decide(Graph(network, _checked(network, example)), residual)
 
 
-def _insert(network: nn.Module, decisions: list[Decision]) -> None:
+def insert(network: nn.Module, decisions: list[Decision]) -> nn.Module:
+    """Put the gates of some decisions in front of their layers, in place, and return the network.
+
+    Raises:
+        InputError: there are none.
+    """
     gated = [d for d in decisions if d.gate is not None]
     if not gated:
         reasons = "; ".join(f"{d.layer}: {d.reason}" for d in decisions[:5])
@@ -103,6 +108,7 @@ def _insert(network: nn.Module, decisions: list[Decision]) -> None:
             block = layer.get_parameter("weight").shape[1] // gate.units
             reader = GateReader(gate, numbers[name], block=block, dim=axis_read(layer)).to(gate.a_uc.device)
             replace(network, decision.layer, GatedLayer(reader, layer))
+    return network
 
 
 def _checked(network: nn.Module, example: Tensor | None) -> Tensor:

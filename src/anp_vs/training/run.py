@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import os
@@ -28,6 +27,7 @@ from anp_vs.methods import METHODS
 from anp_vs.provenance import commit, hardware
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates, sparsity_percent
+from anp_vs.pruning.silent import without_silent
 from anp_vs.recipes import MEASURED, Recipe
 from anp_vs.signals import stop_asked
 from anp_vs.training import checkpoint
@@ -373,6 +373,10 @@ def _stages(before: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*before.get("stages", ()), {"recipe": recipe.get("name"), "epochs": recipe.get("epochs")}]
 
 
+def _size(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 @contextmanager
 def _board(path: Path, step: int) -> Iterator[Any]:
     """TensorBoard's log, from which a resumed run takes back what was written after its checkpoint."""
@@ -407,8 +411,14 @@ def _finish(recipe: Recipe, run: RunDirectory, dataset: Dataset, trainer: Traine
         "train_commit": commit(),
         **more,
     }
+    small = network
     if gates(network):
+        small = compact(network)
         facts["sparsity_percent"] = sparsity_percent(network)
-        small = compact(copy.deepcopy(network))
-        serialization.save(small, run.compact, **facts)
+    silent: dict[str, int] = {}
+    # What stays dense by design stays whole; standardised images are no images in [0, 1].
+    if pixels and _size(small) < _size(fresh_network(recipe, dataset)):
+        small, silent = without_silent(small)
+    if gates(network) or silent:
+        serialization.save(small, run.compact, **facts, silent_units=silent)
     serialization.save(network, run.network, **facts)
