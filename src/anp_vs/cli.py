@@ -169,10 +169,9 @@ def compact(words: list[str]) -> int:
     saved = serialization.save(small, asked.out or path.with_name("compact.safetensors"))
     before, after = (sum(p.numel() for p in n.parameters()) for n in (network, small))
     print(f"{saved}: {after:,} of {before:,} parameters")
-    for layer, units in silent.items():
-        print(
-            f"{units} units before {layer} are zero on every image in [0, 1], proven by interval bounds: left out, too."
-        )
+    if silent:
+        units = ", ".join(f"{count} before {layer}" for layer, count in silent.items())
+        print(f"Units that are zero on every image in [0, 1], as interval bounds prove, left, too: {units}.")
     return 0
 
 
