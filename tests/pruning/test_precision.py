@@ -117,3 +117,53 @@ def test_gradients_of_a_training_pass_point_the_same_way_and_nothing_is_left_beh
     assert functional.cosine_similarity(*gradients, dim=0) > 0.9
     assert all("forward" not in vars(module) for module in network.modules())
     assert network(images).dtype == torch.float32
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is computed in each pass."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Convolve with weights of mean 0."""
+        return functional.conv2d(images, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+@pytest.mark.parametrize("stem", ["weight_norm", "subclass"])
+def test_a_first_layer_whose_weight_is_computed_stays_float32_with_all_that_it_holds(stem: str) -> None:
+    torch.manual_seed(0)
+    conv = Standardised(1, 6, 3) if stem == "subclass" else nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 6, 3))
+    network = nn.Sequential(conv, nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)).eval()
+    images = torch.rand(2, 1, 8, 8)
+    low = Twin(network, images, precision="bfloat16").build()
+    with torch.no_grad():
+        torch.testing.assert_close(Twin(network, images).build()(images), network(images))
+        torch.testing.assert_close(low(images), network(images), rtol=0.05, atol=0.02)
+    kinds: list[torch.dtype] = []
+    first = on_pixels(Graph(network, images).points)[1]
+    conv.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
+    with lowered(network, first, "bfloat16"):
+        network(images)
+    assert kinds == [torch.float32]
+
+
+class Bare(nn.Module):
+    """A network that holds the weights of its first layer itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.offset = nn.Parameter(torch.rand(4, 1, 3, 3)), nn.Parameter(torch.rand(1))
+        self.act, self.fc = nn.ReLU(), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        mixed = functional.conv2d(images - self.offset, self.weight)
+        return self.fc(self.act(mixed).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_a_network_that_holds_its_first_weights_itself_stays_float32() -> None:
+    network, images = Bare().eval(), torch.rand(2, 1, 8, 8)
+    assert on_pixels(Graph(network, images).points)[1] == {""}
+    low = Twin(network, images, precision="bfloat16").build()
+    with torch.no_grad():
+        wanted = network(images)
+        torch.testing.assert_close(low(images), wanted)
+        with lowered(network, {""}, "bfloat16"):
+            torch.testing.assert_close(network(images), wanted)

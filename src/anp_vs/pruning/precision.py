@@ -26,15 +26,26 @@ def on_pixels(points: Sequence[Point]) -> tuple[set[str], set[str]]:
         points: of a traced network, in the order of its forward pass.
     """
     before: dict[Point, bool] = {}
+    owners: dict[Point, set[str]] = {}  # of what is computed from weights alone: the modules that hold those
     seen, first = set(), set()
     for point in points:
+        if point.node.op == "get_attr":
+            owners[point] = {str(point.node.target).rpartition(".")[0]}
+        elif point.inputs and all(i in owners for i in point.inputs):
+            owners[point] = set().union(*(owners[i] for i in point.inputs))
         pixels = all(before[i] for i in point.inputs)
-        mixes = point.rule in ("mix", "grouped")
+        mixes, at = point.rule in ("mix", "grouped"), {point.path}
+        if point.rule == "whole" and point not in owners:  # not understood: with weights, it may mix
+            if point.module is None:
+                at = set().union(*(owners.get(i, set()) for i in point.inputs))
+                mixes = bool(at)
+            else:
+                mixes = any(True for _ in point.module.parameters())
         before[point] = pixels and not mixes
-        if pixels and point.module is not None:
-            seen.add(point.path)
+        if pixels and (mixes or point.module is not None):
+            seen |= at
             if mixes:
-                first.add(point.path)
+                first |= at
     return seen, first
 
 
@@ -59,10 +70,11 @@ class Lowered(nn.Module):
 
     def __init__(self, network: nn.Module, seen: set[str], first: set[str], dtype: torch.dtype) -> None:
         super().__init__()
-        for path, module in network.named_modules():
-            if path not in seen:
+        kept = {below for path in seen for below in network.get_submodule(path).modules()}
+        for module in network.modules():
+            if module not in kept:
                 module._apply(lambda t: t.to(dtype) if t.is_floating_point() else t, recurse=False)
-        for path in first:
+        for path in first - {""}:  # a network that holds such weights itself stays float32 whole
             parent, _, leaf = path.rpartition(".")
             setattr(network.get_submodule(parent), leaf, nn.Sequential(network.get_submodule(path), _To(dtype)))
         self.network, self.entry = network, _To(torch.float32 if first else dtype)

@@ -34,13 +34,11 @@ def resize(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         if leaf == "a_uc" and not isinstance(module, Gate):
             module = Gate(tensor.numel()).to(device)
             replace(network, path, module)
-        if leaf in ("index", "scale") and not isinstance(module, Gate):
-            if not isinstance(module, Select):
-                module = Select(None)
-                replace(network, path, module)
-            module._buffers[leaf] = tensor.to(device, copy=True)
-            continue
-        if leaf == "index":
+        # Only a gate's slot becomes a selection: a layer of the user's own may have a scale or an index, too.
+        if leaf in ("index", "scale") and isinstance(module, nn.Identity):
+            module = Select(None)
+            replace(network, path, module)
+        if isinstance(module, Select) or (leaf == "index" and isinstance(module, Gate)):
             module._buffers[leaf] = tensor.to(device, copy=True)
             continue
         known = {**module._parameters, **module._buffers}

@@ -84,7 +84,7 @@ class Twin:
                     module._parameters["weight"] = nn.Parameter(laid_out, requires_grad=False)
         if self.on_cpu and own_kernels:  # a GPU's kernels need no help with the first layer
             for path, module in list(twin.named_modules()):
-                if isinstance(module, nn.Conv2d) and suits(module):
+                if type(module) is nn.Conv2d and suits(module):  # another class may compute its weight
                     replace(twin, path, PixelConv2d(module))
         return twin if self.precision == "float32" else Lowered(twin, self.seen, self.first, TYPES[self.precision])
 
