@@ -126,6 +126,28 @@ def test_a_users_network_needs_a_fresh_instance(tmp_path: Path) -> None:
         load(path, nn.Sequential(nn.Linear(4, 4)))
 
 
+class Scaled(nn.Module):
+    """A layer of a user's own whose tensors have the names that a selection's have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(4))
+        self.register_buffer("index", torch.tensor([2, 0, 3, 1]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Permute and scale the channels."""
+        return images[:, self.index] * self.scale.view(-1, 1, 1)  # type: ignore[index]
+
+
+def test_a_layer_with_a_scale_or_an_index_of_its_own_is_no_selection(tmp_path: Path) -> None:
+    def fresh() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), Scaled(), nn.ReLU(), nn.Flatten(), nn.Linear(2704, 3)).eval()
+
+    network = fresh()
+    loaded = load(save(network, tmp_path / "own"), network=fresh())
+    assert torch.equal(loaded(IMAGES), network(IMAGES))
+
+
 def test_a_card_holds_only_plain_values(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="plain values"):
         save(build("lenet5-caffe"), tmp_path / "n", fact=object())

@@ -12,7 +12,6 @@ is not standardised there, so on grey images the two protocols are the same.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -25,6 +24,7 @@ from anp_vs.attacks.noise import Source, uniform
 from anp_vs.attacks.pgd import ascend, pgd
 from anp_vs.attacks.prediction import check_logits
 from anp_vs.errors import InputError
+from anp_vs.networks.copying import copied
 from anp_vs.networks.layers import Normalize, Standardise
 from anp_vs.pruning.slicing import replace
 
@@ -117,7 +117,7 @@ class ReleasedCode:
         by itself, so that it can be shown pixels, too). One that was trained on pixels normalises by the mean and
         deviation of the data set, which gives it nearly the same tensor.
         """
-        adapted = copy.deepcopy(network)
+        adapted = copied(network)
         for path, module in list(adapted.named_modules()):
             if isinstance(module, Standardise) or (isinstance(module, Normalize) and module.mean.numel() > 1):
                 replace(adapted, path, nn.Identity())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import json
 import logging
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from anp_vs import serialization
 from anp_vs.errors import InputError, RunError
+from anp_vs.networks.copying import copied
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.graph import example_for
 from anp_vs.storage import write_atomically
@@ -53,7 +53,7 @@ def export(network: nn.Module, path: str | Path, format: Format, example: Tensor
     path = Path(path)
     path = path if path.suffix == SUFFIXES[format] else path.with_name(path.name + SUFFIXES[format])
     example = (example_for(network) if example is None else example).float().cpu()
-    small = compact(copy.deepcopy(network).float().cpu(), example).requires_grad_(False)
+    small = compact(copied(network).float().cpu(), example).requires_grad_(False)
     if format == "safetensors":
         return serialization.save(small, path)
     card = serialization.card_for(small)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
@@ -16,6 +15,7 @@ from anp_vs.evaluation.corruptions import evaluate_corruptions
 from anp_vs.evaluation.finished import Finished
 from anp_vs.evaluation.intervals import certified
 from anp_vs.evaluation.subject import FEWEST_DRAWS, LabelledImages, Subject, batches, count_of, device_of, first_batch
+from anp_vs.networks.copying import copied
 
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Radii that interval bounds are tried at, as shares of the attack's: a network not trained for them proves small ones."""
@@ -91,7 +91,7 @@ def _intervals(
         return {"interval": None, "interval_missing": f"they hold in the inf norm, and this attack's is {norm}."}
     radii = list(dict.fromkeys(share * eps for share in SHARES))  # at eps 0 they are one
     proven = [0] * len(radii)
-    judged, device = copy.deepcopy(network).eval(), device_of(network)
+    judged, device = copied(network).eval(), device_of(network)
     first, first_labels = first_batch(split, count, _BATCH)
     if Subject(network, first, first_labels, draws=FEWEST_DRAWS).random:
         missing = "the network is random in evaluation mode, and bounds of one draw prove nothing about the others."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anp_vs.attacks.frozen import frozen
 from anp_vs.errors import InputError
+from anp_vs.networks.copying import copied
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates
 from anp_vs.pruning.graph import example_for
@@ -135,7 +135,7 @@ def unit_macs(network: nn.Module, example: Tensor | None = None) -> dict[str, in
     whole = macs(compact(network, example), image)
     spared = {}
     for name in gates(network):
-        trial = copy.deepcopy(network)
+        trial = copied(network)
         with torch.no_grad():
             trial.get_submodule(name).get_parameter("a_uc")[-1] = -torch.inf
         spared[name] = whole - macs(compact(trial, example), image)

@@ -7,7 +7,6 @@ where a version that works with this PyTorch is installed.
 
 from __future__ import annotations
 
-import copy
 import importlib
 from typing import Literal, cast
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from anp_vs.attacks import geometry
 from anp_vs.errors import InputError
+from anp_vs.networks.copying import copied
 from anp_vs.pruning.bounds import propagate
 
 Method = Literal["interval", "crown"]
@@ -69,7 +69,7 @@ def _crown(network: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Te
             f"auto_LiRPA, which the method 'crown' uses, cannot be imported here ({error}). Install a "
             f"version that supports PyTorch {torch.__version__}, or use the method 'interval'."
         ) from error
-    plain = copy.deepcopy(network).float().eval()
+    plain = copied(network).float().eval()
     images = images.float()
     with torch.no_grad():
         classes = plain(images[:1]).shape[1]

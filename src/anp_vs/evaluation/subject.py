@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterable, Iterator
 
@@ -14,6 +13,7 @@ from anp_vs.attacks.noise import seed_of, seeded
 from anp_vs.attacks.prediction import check_logits, predict
 from anp_vs.data import Split, to_float
 from anp_vs.errors import InputError
+from anp_vs.networks.copying import copied
 from anp_vs.pruning.twin import Twin
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Subject:
     ) -> None:
         if draws < 1:
             raise InputError(f"draws is {draws}; it must be at least 1.")
-        self.network = copy.deepcopy(network).float().eval().requires_grad_(False)
+        self.network = copied(network).float().eval().requires_grad_(False)
         self.device = device_of(network)
         images, labels = images.to(self.device), labels.to(self.device)
         with seeded(0, self.device):
@@ -169,7 +169,7 @@ class Subject:
 
     def _folded(self, images: Tensor, logits: Tensor) -> nn.Module:
         try:
-            folded = Twin(copy.deepcopy(self.network), images[:2].clone()).build()
+            folded = Twin(copied(self.network), images[:2].clone()).build()
             with torch.no_grad():
                 same = torch.allclose(
                     folded(images.clone()), logits, rtol=0.0, atol=_FOLDED * float(logits.abs().max())

@@ -6,7 +6,6 @@ layer. The bounds get wider with each layer.
 
 from __future__ import annotations
 
-import copy
 import operator
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from anp_vs.attacks import geometry
 from anp_vs.errors import InputError
+from anp_vs.networks.copying import copied
 from anp_vs.networks.layers import Dropout, Normalize
 from anp_vs.pruning.gate import Gate
 from anp_vs.pruning.slicing import Select
@@ -74,7 +74,7 @@ def propagate(network: nn.Module, images: Tensor, eps: float) -> Propagation:
     """The bounds of `interval_bounds`, with those on the way."""
     geometry.check_images(images)
     geometry.check_budget(eps, "inf")
-    exact = copy.deepcopy(network).double().eval()
+    exact = copied(network).double().eval()
     images = images.double()
     interpreter = _Intervals(layers_of(exact))
     logits = interpreter.run(Bounds((images - eps).clamp(0, 1), (images + eps).clamp(0, 1)))

@@ -6,7 +6,6 @@ the flow of `anp_vs.pruning.flow`. It changes neither the class nor the forward 
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import OrderedDict
 from typing import cast
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from anp_vs.errors import InputError
+from anp_vs.networks.copying import copied
 from anp_vs.pruning.flow import Flow, block_at, read_by
 from anp_vs.pruning.folding import factor_absorbed, factors, folds
 from anp_vs.pruning.gate import Gate, gates
@@ -115,8 +115,7 @@ class Compactor:
         """
         masks = {gate: gate.mask() for gate in gates(self.network).values()}
         flow = self._flow_for({gate: padded((mask > 0).cpu(), self.multiple) for gate, mask in masks.items()})
-        tensors = {id(t): t for t in (*self.network.parameters(), *self.network.buffers())}
-        small = copy.deepcopy(self.network, memo=cast(dict[int, object], tensors)).eval()
+        small = copied(self.network, [*self.network.parameters(), *self.network.buffers()]).eval()
         scales = factors(self.graph, self.folded, masks)
         for point in self.graph.points:
             if point.module is None:

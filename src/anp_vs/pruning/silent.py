@@ -7,13 +7,13 @@ data, and such a unit can leave a network that computes the same function withou
 
 from __future__ import annotations
 
-import copy
 import logging
 
 import torch
 from torch import Tensor, nn
 
 from anp_vs.errors import InputError
+from anp_vs.networks.copying import copied
 from anp_vs.pruning.bounds import Bounds, propagate
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates
@@ -61,7 +61,7 @@ def without_silent(network: nn.Module, example: Tensor | None = None) -> tuple[n
     silent = {path: units for path, units in zero.items() if units.any() and not units.all()}
     if not silent:
         return compact(network, example), {}
-    gated = insert(copy.deepcopy(network), [d for d in decisions if d.gate in silent])
+    gated = insert(copied(network), [d for d in decisions if d.gate in silent])
     for path, units in silent.items():
         gate = gates(gated)[f"{path}.gate"]
         gate.a_uc.copy_(torch.where(units, -CERTAIN, CERTAIN))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from anp_vs.data import Dataset, Split
 from anp_vs.errors import InputError, RunError
 from anp_vs.methods.awp import perturbed_objective
 from anp_vs.methods.method import Objective
+from anp_vs.networks.copying import copied
 from anp_vs.networks.layers import scale_dropout
 from anp_vs.pruning.gate import gates, last_to_go, sparsity_percent
 from anp_vs.pruning.graph import example_for
@@ -167,7 +167,7 @@ class Trainer:
 
     def evaluation_network(self) -> nn.Module:
         """A copy to evaluate and save: averaged weights if the recipe averages, in evaluation mode."""
-        network: nn.Module = copy.deepcopy(self.network)
+        network: nn.Module = copied(self.network)
         if self.average is not None:
             network.load_state_dict(self.average)
         return network.eval()
