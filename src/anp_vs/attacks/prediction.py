@@ -94,7 +94,7 @@ def checked(network: Network, labels: Tensor) -> Network:
             logits = network(images)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # a network may do anything with images it is not made for
             shape = getattr(network, "input_shape", None)
             made_for = f"; it is made for {tuple(shape)}" if shape else ""
             raise InputError(
