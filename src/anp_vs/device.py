@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -27,11 +29,26 @@ def choose(name: str) -> torch.device:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """While open, a GPU computes in float32 what is float32: by default its convolutions keep 10 bits (TF32)."""
-    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, products.allow_tf32
-    convolutions.allow_tf32 = products.allow_tf32 = False
+    """While open, what is float32 is computed in float32: by default a GPU's convolutions keep 10 bits (TF32)."""
+    switches, before = _switches(), []
+    for read, write, _ in switches:
+        with suppress(RuntimeError):  # PyTorch does not tell an old flag that contradicts its successor
+            before.append((write, read()))
     try:
+        for _, write, off in switches:
+            write(off)
         yield
     finally:
-        convolutions.allow_tf32, products.allow_tf32 = before
+        for write, value in before:
+            write(value)
+
+
+def _switches() -> list[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
+    """Reader, writer and value for full precision; the old flags first, since writing one changes its successors."""
+    cudnn, products, cpu = torch.backends.cudnn, torch.backends.cuda.matmul, torch.backends.mkldnn
+    names: list[tuple[Any, str, Any]] = [(cudnn, "allow_tf32", False)]
+    if hasattr(products, "fp32_precision"):  # since PyTorch 2.9
+        parts = (cudnn.conv, cudnn.rnn, products, cpu.conv, cpu.rnn, cpu.matmul)  # type: ignore[attr-defined]
+        names += [(part, "fp32_precision", "ieee") for part in parts]
+    attributes = [(partial(getattr, part, name), partial(setattr, part, name), off) for part, name, off in names]
+    return [(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"), *attributes]

@@ -33,6 +33,18 @@ class Noisy(nn.Module):
         return F.linear(images.flatten(1) - 0.5, weight)
 
 
+class Rounded(nn.Module):
+    """A network whose logits leave it in a lower precision, as from autocast."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = network, dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits.to(self.dtype)
+
+
 def linear(classes: int = 2, shape: tuple[int, int, int] = (1, 6, 6), seed: int = 0) -> Linear:
     generator = torch.Generator().manual_seed(seed)
     pixels = shape[0] * shape[1] * shape[2]

@@ -8,6 +8,7 @@ from anp_vs.attacks.geometry import Norm
 from anp_vs.errors import InputError
 from attacks.small_networks import (
     NORMS,
+    Rounded,
     accuracy,
     digits_network,
     distances,
@@ -31,6 +32,18 @@ def test_it_breaks_a_linear_network_exactly_where_the_boundary_is_in_the_ball(no
     assert bool((distances(images, adversarial, norm) <= eps).all())
     whole = margin(network, adversarial, labels) > 0
     assert torch.equal(adversarial[whole], images[whole])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_logits_of_another_precision_are_attacked_as_well(dtype: torch.dtype) -> None:
+    network = linear()
+    images = torch.rand(40, 1, 6, 6)
+    labels = network(images).argmax(dim=1)
+    best = lowest_margin(network, images, labels, 0.05, "inf")
+    clear = (best.abs() > 0.1) & (margin(network, images, labels) > 0.1)  # half precision rounds by less
+    adversarial = fab(Rounded(network, dtype), images, labels, eps=0.05, steps=30)
+    assert torch.equal((margin(network, adversarial, labels) < 0)[clear], (best < 0)[clear])
+    assert 0 < int((best < 0)[clear].sum()) < int(clear.sum())
 
 
 @pytest.mark.parametrize("norm", NORMS)

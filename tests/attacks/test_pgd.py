@@ -174,6 +174,30 @@ def test_images_that_a_network_is_not_made_for_are_refused() -> None:
         pgd(nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), images.double(), labels, eps=0.1, step=0.1, steps=1)
 
 
+class Particular(nn.Module):
+    """Says by itself, with an error of its own choice, which images it wants."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [AssertionError("wants 32 pixels"), KeyError("wants 32 pixels")])
+def test_whatever_a_network_raises_at_images_is_told_as_a_refusal(error: Exception) -> None:
+    _, images, labels = problem("inf")
+    with pytest.raises(InputError, match=r"does not accept .*wants 32 pixels"):
+        pgd(Particular(error), images, labels, eps=0.1, step=0.1, steps=1)
+
+
+def test_a_full_memory_is_no_refusal() -> None:
+    _, images, labels = problem("inf")
+    with pytest.raises(torch.OutOfMemoryError):
+        pgd(Particular(torch.OutOfMemoryError("full")), images, labels, eps=0.1, step=0.1, steps=1)
+
+
 def test_networks_whose_answer_is_no_use_are_refused() -> None:
     network, images, labels = problem("inf")
 

@@ -48,6 +48,16 @@ def test_noise_has_the_documented_moments() -> None:
     assert float((impulse == 1).double().mean()) == pytest.approx(0.035, rel=0.1)
 
 
+@pytest.mark.parametrize("shape", [(20, 60), (45, 31)])
+def test_a_picture_that_is_not_square_is_turned_and_not_sheared(shape: tuple[int, int]) -> None:
+    image = torch.rand(1, 1, *shape)
+    turned = corrupt(image, "rotation", 5)[0, 0].numpy()
+    both = [ndimage.rotate(image[0, 0].numpy(), angle, reshape=False, order=1) for angle in (30, -30)]
+    middle = [(side - 1) / 2 for side in shape]
+    inside = np.hypot(*(index - m for index, m in zip(np.indices(shape), middle, strict=True))) < min(middle) - 1
+    assert min(np.abs(turned - one)[inside].max() for one in both) < 1e-4
+
+
 def test_blur_rotation_and_translation_by_scipy() -> None:
     image = torch.rand(1, 1, 21, 21)
     plain = image[0, 0].numpy()

@@ -248,6 +248,18 @@ def test_unusable_outputs_are_refused(kind: str, message: str, pair: tuple[Tenso
         run(Linear(), pair, source=Wrong(kind))
 
 
+class Particular(Linear):
+    """Says by itself which images it wants."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise AssertionError("wants 32 pixels")
+
+
+def test_a_network_that_asserts_its_image_size_is_told_as_a_refusal(pair: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(InputError, match=r"Particular does not accept .*wants 32 pixels"):
+        run(Particular(), pair)
+
+
 def test_nan_in_a_later_batch_is_refused(pair: tuple[Tensor, Tensor]) -> None:
     class Late(Linear):
         def forward(self, images: Tensor) -> Tensor:

@@ -45,6 +45,14 @@ def test_a_registered_network_loads_by_its_name(own: str, tmp_path: Path) -> Non
         assert torch.equal(network(images), again(images))
 
 
+def test_looking_at_a_network_leaves_each_modules_mode() -> None:
+    network = Own(4).train()
+    network.norm.eval()  # frozen, say
+    modes = {name: module.training for name, module in network.named_modules()}
+    take_images(network, (1, 20, 24))
+    assert {name: module.training for name, module in network.named_modules()} == modes
+
+
 def test_names_are_taken_once_and_are_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NETWORKS, "mine", Own)
     register("mine", Own)

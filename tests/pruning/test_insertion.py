@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anp_vs.errors import InputError
+from anp_vs.networks import build
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import Gate, gates, shared_mask
+from anp_vs.pruning.groups import Residual
 from anp_vs.pruning.insertion import explain, insert_gates
 from anp_vs.pruning.reader import GatedLayer, GateReader
 from pruning import zoo
@@ -22,6 +24,20 @@ from pruning.patterns import (
     perturb,
 )
 from pruning.zoo import NAMES, gated
+
+# -- the modes of its modules ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("residual", ["keep", "share"])  # a built-in network is traced for `share` only
+def test_a_frozen_normalisation_stays_frozen_and_gates_take_the_networks_mode(residual: Residual) -> None:
+    for training in (True, False):
+        network = build("vgg16").train(training)
+        norm = next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+        norm.train(not training)
+        insert_gates(network, residual=residual)
+        assert norm.training is not training
+        assert {module.training for module in network.modules() if module is not norm} == {training}
+
 
 # -- where gates are ------------------------------------------------------------------------------------------
 

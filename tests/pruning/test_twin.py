@@ -62,6 +62,30 @@ def test_twin_of_a_network_without_gates(name: str) -> None:
     assert_twin(network, Twin(network, example_for(network)).build(), images_for(network))
 
 
+class ReadAgain(nn.Module):
+    """A ReLU's input is read a second time: its output, if the ReLU is in place."""
+
+    def __init__(self, inplace: bool, view: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.dense = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 6, 3), nn.Linear(6, 10)
+        self.act, self.pool, self.view = nn.ReLU(inplace), nn.MaxPool2d(2), view
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.one(images)
+        again = x.flatten(2) if self.view else x  # the same memory either way
+        y = self.two(self.pool(self.act(x)))
+        logits: Tensor = self.dense(y.mean((2, 3)) + again.flatten(2).mean(2))
+        return logits
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("view", [True, False])
+def test_twin_of_a_network_that_reads_a_relus_input_again(inplace: bool, view: bool) -> None:
+    torch.manual_seed(0)
+    network, images = ReadAgain(inplace, view).double(), torch.rand(3, 1, 12, 12).double()
+    assert_twin(network, Twin(network, images).build(), images)
+
+
 def test_one_trace_serves_every_later_state() -> None:
     """Weights learn and units die between two builds; what was built before does not move."""
     network = copy.deepcopy(network_of("lenet5-caffe", True)).train()

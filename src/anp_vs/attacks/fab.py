@@ -97,6 +97,7 @@ def _approach(
     towards = _difference_to(targets)
     for index in range(steps):
         difference, slope, _ = value_and_gradient(network, current, labels, towards)
+        difference = difference.to(slope.dtype)  # of images, also where the logits are float64
         # z_t - z_y vanishes, to first order, at x + d with <slope, x - current + d> = -difference.
         from_clean = -difference - (slope * (images - current)).flatten(1).sum(dim=1)
         near = to_hyperplane(current, slope, -difference, norm)

@@ -12,9 +12,14 @@ Network = Callable[[Tensor], Tensor]
 
 
 def predict(network: Network, images: Tensor, draws: int = 1) -> Tensor:
-    """Logits (N x K), without gradient; for several `draws` the averaged probabilities' logarithm."""
+    """Logits (N x K), never half precision; for several `draws` the averaged probabilities' logarithm. No gradient."""
     with torch.no_grad():
-        return averaged(network, draws)(images)
+        return averaged(lambda shown: _widened(network(shown)), draws)(images)
+
+
+def _widened(logits: Tensor) -> Tensor:
+    """Logits of half precision in float32, the precision of all that an attack keeps beside them."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def averaged(network: Network, draws: int) -> Network:
@@ -74,7 +79,7 @@ def value_and_gradient(
 
 
 def checked(network: Network, labels: Tensor) -> Network:
-    """`network`, whose first answer is checked against `labels` (N); later ones cost nothing.
+    """`network` with logits never in half precision, whose first answer is checked against `labels` (N).
 
     Raises:
         InputError: when called: the network does not accept the images, or see `check_logits`.
@@ -84,12 +89,12 @@ def checked(network: Network, labels: Tensor) -> Network:
     def call(images: Tensor) -> Tensor:
         nonlocal done
         if done:
-            return network(images)
+            return _widened(network(images))
         try:
             logits = network(images)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # a network may do anything with images it is not made for
             shape = getattr(network, "input_shape", None)
             made_for = f"; it is made for {tuple(shape)}" if shape else ""
             raise InputError(
@@ -98,7 +103,7 @@ def checked(network: Network, labels: Tensor) -> Network:
             ) from error
         check_logits(logits, labels)
         done = True
-        return logits
+        return _widened(logits)
 
     return call
 

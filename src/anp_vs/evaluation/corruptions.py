@@ -225,9 +225,9 @@ def _jpeg(images: Tensor, quality: float, source: Source) -> Tensor:
 
 def _rotation(images: Tensor, degrees: float, source: Source) -> Tensor:
     angle = math.radians(degrees) * _signs(images, 1, source)[:, 0]
-    zero = torch.zeros_like(angle)
-    top = torch.stack([angle.cos(), -angle.sin(), zero], dim=1)
-    return _moved(images, torch.stack([top, torch.stack([angle.sin(), angle.cos(), zero], dim=1)], dim=1))
+    zero, ratio = torch.zeros_like(angle), images.shape[2] / images.shape[3]  # the grid spans [-1, 1] on either axis
+    top = torch.stack([angle.cos(), -angle.sin() * ratio, zero], dim=1)
+    return _moved(images, torch.stack([top, torch.stack([angle.sin() / ratio, angle.cos(), zero], dim=1)], dim=1))
 
 
 def _translation(images: Tensor, share: float, source: Source) -> Tensor:

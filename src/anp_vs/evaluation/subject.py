@@ -160,7 +160,7 @@ class Subject:
             logits: Tensor = self.network(images)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # a network may do anything with images it is not made for
             raise InputError(
                 f"{type(self.network).__name__} does not accept images of shape {tuple(images.shape)}: "
                 f"{error}. Evaluate it on images of the size it was made for."

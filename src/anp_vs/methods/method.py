@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from anp_vs.attacks.losses import Loss, ce
 from anp_vs.errors import InputError
+from anp_vs.modes import evaluating
 from anp_vs.networks.latents import Reduction, distortion, recorded
 from anp_vs.pruning.gate import shared_mask, total_kl, units_held
-from anp_vs.pruning.graph import evaluating, example_for
+from anp_vs.pruning.graph import example_for
 from anp_vs.pruning.resizing import resize
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from anp_vs.errors import InputError
+from anp_vs.modes import evaluating
 
 LARGEST_SIDE = 4096
 
@@ -26,18 +27,15 @@ def take_images(network: nn.Module, shape: tuple[int, int, int]) -> None:
     if declared == shape:
         return
     first = next(network.parameters())
-    training = network.training
     try:
-        with torch.no_grad():
-            network.eval()(torch.full((2, *shape), 0.5, dtype=first.dtype, device=first.device))
+        with evaluating(network), torch.no_grad():
+            network(torch.full((2, *shape), 0.5, dtype=first.dtype, device=first.device))
     except Exception as error:  # a network may do anything with images it is not made for
         wanted = f"takes images of {_words(declared)}" if declared else "accepts other images"
         raise InputError(
             f"{type(network).__name__} {wanted}, but those of the data set are {_words(shape)} ({error}). Choose "
             f"another network, or for a folder of pictures another pictures.size or pictures.colour (rgb or grey)."
         ) from error
-    finally:
-        network.train(training)
     network.input_shape = shape  # type: ignore[assignment]
 
 

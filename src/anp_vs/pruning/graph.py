@@ -18,8 +18,6 @@ understood keeps all its channels *whole*, so an unknown operation costs size, n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +26,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from anp_vs.errors import InputError
+from anp_vs.modes import evaluating
 from anp_vs.pruning.flow import Flow, propagate
 from anp_vs.pruning.gate import Gate
 from anp_vs.pruning.operations import BatchNorm
@@ -128,18 +127,6 @@ def example_for(network: nn.Module) -> Tensor:
         )
     first = next(network.parameters())
     return torch.full((2, *shape), 0.5, dtype=first.dtype, device=first.device)
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """While open, the network is in evaluation mode; every module gets its own mode back."""
-    training = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training:
-            module.training = mode
 
 
 def _module_used(network: nn.Module, node: fx.Node) -> str | None:

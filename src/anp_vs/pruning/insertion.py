@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from anp_vs.errors import InputError
+from anp_vs.modes import evaluating
 from anp_vs.pruning.gate import Gate, gates
-from anp_vs.pruning.graph import Graph, evaluating, example_for
+from anp_vs.pruning.graph import Graph, example_for
 from anp_vs.pruning.groups import Decision, Residual, decide
 from anp_vs.pruning.reader import GatedLayer, GateReader, axis_read
 from anp_vs.pruning.slicing import replace
@@ -44,6 +45,7 @@ def insert_gates(network: nn.Module, example: Tensor | None = None, residual: Re
     """
     if gates(network):
         raise InputError(f"{type(network).__name__} has gates already; insert them once, into a network without.")
+    known = set(network.modules())
     sites: dict[str, tuple[int, float]] | None = getattr(network, "gate_sites", None)
     first = next(network.parameters(), None)
     if sites and first is not None and residual == "keep":
@@ -51,7 +53,7 @@ def insert_gates(network: nn.Module, example: Tensor | None = None, residual: Re
             replace(network, path, Gate(units, a_uc).to(first.device, first.dtype))
         for path in getattr(network, "dropped_by_gates", ()):
             replace(network, path, nn.Identity())
-        return network.train(network.training)
+        return _in_its_mode(network, known)
     example = _checked(network, example)
     decisions = decide(Graph(network, example), residual)
     for decision in decisions:
@@ -59,7 +61,14 @@ def insert_gates(network: nn.Module, example: Tensor | None = None, residual: Re
     insert(network, decisions)
     if getattr(network, "input_shape", None) is None:
         network.input_shape = tuple(example.shape[1:])  # type: ignore[assignment]
-    return network.train(network.training)
+    return _in_its_mode(network, known)
+
+
+def _in_its_mode(network: nn.Module, known: set[nn.Module]) -> nn.Module:
+    """`network`, its new modules in its mode; those `known` keep theirs, such as a frozen BatchNorm's."""
+    for module in set(network.modules()) - known:
+        module.training = network.training
+    return network
 
 
 def explain(network: nn.Module, example: Tensor | None = None, residual: Residual = "keep") -> list[Decision]:

@@ -133,6 +133,8 @@ def _pooling_after(point: Point) -> Point | None:
     """The max-pooling that alone reads a ReLU's output, through gates and dropout only."""
     if not isinstance(point.module, nn.ReLU):
         return None
+    if point.module.inplace and not _overwritable(point.inputs[0]):  # whoever else reads its input sees its output
+        return None
     current = point
     while len(current.users) == 1:
         current = current.users[0]

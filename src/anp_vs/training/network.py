@@ -9,10 +9,10 @@ from anp_vs.attacks.protocols import protocol_by_name
 from anp_vs.data import Dataset, to_float
 from anp_vs.errors import InputError
 from anp_vs.evaluation.cost import unit_macs
+from anp_vs.modes import evaluating
 from anp_vs.networks import build
 from anp_vs.networks.images import take_images
 from anp_vs.pruning.gate import gates
-from anp_vs.pruning.graph import evaluating
 from anp_vs.recipes import Recipe
 
 
