@@ -184,9 +184,9 @@ def gate_parameters(network: nn.Module) -> list[nn.Parameter]:
 
 
 def weight_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """All parameters that are not a gate's."""
+    """All parameters that are trained and not a gate's; what asks for no gradient is a user's frozen layer."""
     excluded = {id(p) for p in gate_parameters(network)}
-    return [p for p in network.parameters() if id(p) not in excluded]
+    return [p for p in network.parameters() if p.requires_grad and id(p) not in excluded]
 
 
 def total_kl(network: nn.Module) -> Tensor:
