@@ -320,6 +320,28 @@ def test_an_average_survives_units_leaving_in_any_order() -> None:
     assert training.network.gate3.index is None
 
 
+class Mirrored(TinyConvolution):
+    """Reads every image from right to left, by buffers whose names end as a gate's does."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(classes)
+        self.register_buffer("column_index", torch.arange(28).flip(0), persistent=False)
+        self.register_buffer("row_index", torch.arange(28))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images[:, :, self.row_index][..., self.column_index])  # type: ignore[index]
+
+
+def test_buffers_of_the_networks_own_stay_what_they_are_in_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETWORKS, "mirrored", Mirrored)
+    training = trainer("anp", network="mirrored", decide_at=1.0)
+    finish(training, 6)
+    assert training.network.gate1.units < 6
+    assert training.average is not None
+    assert training.average.keys() == training.network.state_dict().keys()
+    assert torch.equal(training.evaluation_network().column_index, torch.arange(28).flip(0))
+
+
 def test_a_gate_that_would_close_its_layer_keeps_one_unit_and_is_named() -> None:
     training = trainer("anp-vs", **LENET, remove_after=0, decide_at=0.01)
     with torch.no_grad():
