@@ -34,7 +34,7 @@ def latent_paths(network: nn.Module) -> tuple[str, ...]:
     if not found:
         raise InputError(
             f"{type(network).__name__} has no activation module to record; set its attribute `latents` to the "
-            f"paths of the modules whose outputs are the latent features."
+            f"paths of the modules whose outputs are the latent features, or train by a method without V."
         )
     return found
 
@@ -88,7 +88,15 @@ def distortion(
 
     Returns:
         A scalar, at least 0; gradients reach both halves.
+
+    Raises:
+        InputError: there are no features.
     """
+    if not features:
+        raise InputError(
+            "No module of the network's latent features was called in its forward pass; set its attribute `latents` to "
+            "the paths of modules that are, or train by a method without V."
+        )
     terms = []
     for path, latent in features.items():
         whole = latent.numel() / (held or {}).get(path, 1.0) if reduction == "mean" else latent.shape[0]

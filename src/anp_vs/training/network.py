@@ -11,6 +11,7 @@ from anp_vs.errors import InputError
 from anp_vs.evaluation.cost import unit_macs
 from anp_vs.networks import build
 from anp_vs.networks.images import take_images
+from anp_vs.networks.latents import latent_paths
 from anp_vs.pruning.gate import gates
 from anp_vs.pruning.graph import evaluating
 from anp_vs.recipes import Recipe
@@ -20,10 +21,12 @@ def fresh_network(recipe: Recipe, dataset: Dataset) -> nn.Module:
     """The network of a recipe as it is trained: for what the recipe's protocol shows it.
 
     Raises:
-        InputError: it does not take the data's images, or saved as what it was built as it would not be what was trained.
+        InputError: it does not take the data's images, has no latent features that the method looks at, or saved as what it was built as it would not be what was trained.
     """
     protocol, built = protocol_by_name(recipe.protocol), build(recipe.network, len(dataset.classes))
     take_images(built, dataset.train.shape)
+    if recipe.method.sees_latents:
+        latent_paths(built)
     network = protocol.adapt(built)
     if protocol.name != "pixel-space":
         pixels = to_float(dataset.train.head(8).images).cpu()
