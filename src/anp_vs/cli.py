@@ -109,7 +109,8 @@ def train(words: list[str]) -> int:
         asked.recipe, out=asked.out, device=asked.device, devices=asked.devices, nodes=asked.nodes, quiet=asked.quiet,
     )  # fmt: skip
     figures = ", ".join(f"{k} {v:.2f}" for k, v in run.metrics.items() if k.endswith(("accuracy", "sparsity")))
-    print(f"{run.path}: {figures} (validation split)\nNext: anp-vs evaluate {run.path}")
+    where = "validation split" if "clean_accuracy" in run.metrics else "training batches"
+    print(f"{run.path}: {figures} ({where})\nNext: anp-vs evaluate {run.path}")
     return 0
 
 

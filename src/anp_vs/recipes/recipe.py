@@ -75,7 +75,7 @@ class Recipe:
         data: digits, mnist, cifar10, cifar100, or folder:PATH.
         pictures: how the pictures of folder:PATH become images; the other data sets do not look at it.
         data_root: folder that holds the data set already; None downloads it.
-        validation: images held out of the training set; None for the data set's default.
+        validation: images held out of the training set; None for the data set's default, 0 trains without validation.
         network: a built-in network, or one that was registered (`anp_vs.networks.register`).
         method: the loss and its hyper-parameters.
         protocol: pixel-space; or released-code, to repeat how the published CIFAR rows were trained: each image is

@@ -347,11 +347,13 @@ class Trainer:
     # -- validation -----------------------------------------------------------------------------------------
 
     def validate(self, stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
-        """Clean and PGD accuracy in percent on the first images of the validation split.
+        """Clean and PGD accuracy in percent on the first images of the validation split; nothing where that is empty.
 
         Args:
             stop: asked before each batch; None is returned when it says so.
         """
+        if not len(self.validation):
+            return {}
         torch.manual_seed(derive(self.recipe.seed, "validate", self.step))  # for a network that draws its weights
         network = self.evaluation_network()
         if not self.method.random:

@@ -55,7 +55,8 @@ class Run:
     Attributes:
         network: the trained network in evaluation mode, with its gates if the method has them.
         path: its directory.
-        metrics: the last validation figures (accuracies and sparsity in percent) and the training's seconds.
+        metrics: the last figures of its training, accuracies and sparsity in percent; those of validation are
+            `clean_accuracy` and `robust_accuracy`, absent where no images were held out.
     """
 
     network: nn.Module
@@ -121,8 +122,8 @@ def _trained(chosen: Recipe, out: Path, fabric: Fabric, quiet: bool) -> Run:
                 network = serialization.load(run.network)
     lines = MetricsLog.read(run.metrics)
     none: dict[str, Any] = {}
-    validated = next((line for line in reversed(lines) if "clean_accuracy" in line), none)
-    return Run(network, run.path, {k: v for k, v in validated.items() if isinstance(v, int | float)})
+    last = next((line for line in reversed(lines) if "message" not in line), none)
+    return Run(network, run.path, {k: v for k, v in last.items() if isinstance(v, int | float)})
 
 
 def _fabric(device: str, devices: int, nodes: int) -> Fabric:
@@ -273,6 +274,10 @@ def _taken_up(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
     trainer, watch = Trainer(recipe, dataset, fabric, start, teacher, generated), Watch()
     if trainer.reinitialised:
         said += [f"{', '.join(trainer.reinitialised)}: fresh values; all else is of the network it starts from"]
+    if state is None and not len(dataset.validation):
+        said += [
+            "no images are held out for validation, so that nothing warns of overfitting; see the field validation"
+        ]
     if state is None:
         return _Work(recipe, dataset, trainer, watch, True, carried, 0, False, said)
     try:
@@ -339,7 +344,7 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
                     board.add_scalar(name, value, trainer.step)
                 images = (
                     trainer.protocol.prepare(to_float(trainer.validation.head(WATCHED_IMAGES).images))
-                    if end_of_epoch
+                    if end_of_epoch and len(trainer.validation)
                     else None
                 )
                 wrong = work.watch.look(trainer.network, line, images)
