@@ -1,6 +1,7 @@
 """Networks as users write them, in training: what they leave out is not asked for, what cannot be trained is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch.nn import functional
 from anp_vs.errors import InputError
 from anp_vs.networks import NETWORKS
 from anp_vs.training import run
-from training.tiny import log_of, recipe, trainer
+from anp_vs.training.network import fresh_network
+from training.tiny import digits, equal, log_of, recipe, trainer
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -67,3 +69,39 @@ def test_latent_features_that_no_pass_reaches_are_refused(
     monkeypatch.setitem(NETWORKS, functional_network, with_spare)
     with pytest.raises(InputError, match="No module of the network's latent features was called"):
         trainer("at-vs", network=functional_network).advance()
+
+
+class AuxiliaryHead(FunctionalActivations):
+    """Gives the logits of a second head too, or its features as they are, when it trains."""
+
+    def __init__(self, classes: int = 10, kind: str = "tuple") -> None:
+        super().__init__(classes)
+        self.kind = kind
+
+    def forward(self, images: Tensor) -> Any:
+        logits = super().forward(images)
+        if not self.training:
+            return logits
+        return {"tuple": (logits, logits), "dict": {"out": logits}, "tensor": logits[..., None]}[self.kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"), [("tuple", "a tuple"), ("dict", "a dict"), ("tensor", r"a tensor of shape \(2, 10, 1\)")]
+)
+@pytest.mark.parametrize("method", ["standard", "at"])
+def test_what_is_no_logits_in_training_mode_is_refused(
+    method: str, kind: str, named: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NETWORKS, "auxiliary", lambda classes: AuxiliaryHead(classes, kind))
+    with pytest.raises(InputError, match=f"AuxiliaryHead returns {named} in training mode.*without auxiliary heads"):
+        run.train(recipe(method, network="auxiliary"), out=path, quiet=True)
+    assert not path.exists()
+
+
+def test_looking_at_a_network_in_training_mode_leaves_no_trace() -> None:
+    """Neither its statistics nor the random numbers that come after it."""
+    drawn = []
+    for begin in (lambda: NETWORKS["tiny-convolution"](10), lambda: fresh_network(recipe(), digits())):
+        torch.manual_seed(3)
+        drawn.append((dict(begin().state_dict()), torch.rand(3)))
+    equal(*drawn)

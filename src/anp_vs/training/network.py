@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from anp_vs.attacks.noise import seeded
 from anp_vs.attacks.protocols import protocol_by_name
 from anp_vs.data import Dataset, to_float
 from anp_vs.errors import InputError
@@ -13,7 +14,7 @@ from anp_vs.networks import build
 from anp_vs.networks.images import take_images
 from anp_vs.networks.latents import latent_paths
 from anp_vs.pruning.gate import gates
-from anp_vs.pruning.graph import evaluating
+from anp_vs.pruning.graph import evaluating, example_for
 from anp_vs.recipes import Recipe
 
 
@@ -21,10 +22,12 @@ def fresh_network(recipe: Recipe, dataset: Dataset) -> nn.Module:
     """The network of a recipe as it is trained: for what the recipe's protocol shows it.
 
     Raises:
-        InputError: it does not take the data's images, has no latent features that the method looks at, or saved as what it was built as it would not be what was trained.
+        InputError: it does not take the data's images, returns something else than logits when it trains, has no latent
+            features that the method looks at, or saved as what it was built as it would not be what was trained.
     """
     protocol, built = protocol_by_name(recipe.protocol), build(recipe.network, len(dataset.classes))
     take_images(built, dataset.train.shape)
+    _check_logits(built)
     if recipe.method.sees_latents:
         latent_paths(built)
     network = protocol.adapt(built)
@@ -37,6 +40,27 @@ def fresh_network(recipe: Recipe, dataset: Dataset) -> nn.Module:
                     f"does not do. Choose the network vgg16-standardised."
                 )
     return network
+
+
+def _check_logits(network: nn.Module) -> None:
+    """See that a network returns logits in training mode too.
+
+    Raises:
+        InputError: it returns something else.
+    """
+    example, kept = example_for(network), {name: buffer.clone() for name, buffer in network.named_buffers()}
+    with evaluating(network), seeded(0, example.device), torch.no_grad():  # every module gets its mode back
+        answer = network.train()(example)
+        for name, buffer in network.named_buffers():  # normalisation has counted the example
+            buffer.copy_(kept[name])
+    if not isinstance(answer, Tensor) or answer.dim() != 2:
+        found = (
+            f"a tensor of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+        )
+        raise InputError(
+            f"{type(network).__name__} returns {found} in training mode; a method trains logits N x K alone. Register a "
+            f"network that returns nothing else, for instance one without auxiliary heads."
+        )
 
 
 def set_prices(network: nn.Module, exponent: float) -> None:
