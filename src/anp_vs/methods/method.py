@@ -238,13 +238,12 @@ def mixed_objective(
     else:
         weights = robust_loss(clean, attacked, labels)
     if vulnerability_weight:
-        vulnerability = distortion(features, reduction, units_held(network, features))
-        metrics["vulnerability"] = vulnerability
-        weights = weights + vulnerability_weight * vulnerability
+        metrics["vulnerability"] = distortion(features, reduction, units_held(network, features))
+        weights = weights + vulnerability_weight * metrics["vulnerability"]
     gates = None
     if kl_weight is not None:
         kl = kl_weight * total_kl(network).to(weights.dtype)
         gates = attacked_loss + kl
         if gates_see_vulnerability and vulnerability_weight:
-            gates = gates + vulnerability_weight * vulnerability
+            gates = gates + vulnerability_weight * metrics["vulnerability"]
     return Objective(weights, gates, attacked.detach(), clean.detach(), metrics)
