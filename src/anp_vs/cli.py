@@ -27,6 +27,7 @@ from anp_vs.commands import (
     TrainCommand,
 )
 from anp_vs.errors import InputError
+from anp_vs.provenance import IMPORTED, proposed
 from anp_vs.terminal import OutputConsole, exit_status, plain_console
 
 USAGE = """anp-vs: train image classifiers that resist attacks and are small, and measure both honestly.
@@ -72,10 +73,13 @@ def _with_module(words: list[str]) -> int:
 
 def _register(words: list[str]) -> int:
     if not words:
-        raise InputError("--import needs the name of a module that registers your networks.")
-    sys.path.insert(0, str(Path.cwd()))
+        raise InputError("--import needs the name or file of a module that registers your networks.")
+    file = Path(words[0])
+    named = file.suffix == ".py" and file.is_file()
+    sys.path.insert(0, str(file.resolve().parent if named else Path.cwd()))
+    IMPORTED.append(words[0])
     try:
-        importlib.import_module(words[0])
+        importlib.import_module(file.stem if named else words[0])
     except ImportError as error:
         raise InputError(str(error)) from error
     return 0
@@ -109,7 +113,8 @@ def train(words: list[str]) -> int:
         asked.recipe, out=asked.out, device=asked.device, devices=asked.devices, nodes=asked.nodes, quiet=asked.quiet,
     )  # fmt: skip
     figures = ", ".join(f"{k} {v:.2f}" for k, v in run.metrics.items() if k.endswith(("accuracy", "sparsity")))
-    print(f"{run.path}: {figures} (validation split)\nNext: anp-vs evaluate {run.path}")
+    where = "validation split" if "clean_accuracy" in run.metrics else "training batches"
+    print(f"{run.path}: {figures} ({where})\nNext: {proposed(f'evaluate {run.path}')}")
     return 0
 
 

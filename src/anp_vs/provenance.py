@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+IMPORTED: list[str] = []
+"""What `--import` named in this process; the commands that messages propose need it, too."""
 PACKAGES = ("anp-vs", "torch", "numpy")
 
 
@@ -66,6 +68,11 @@ def command() -> str:
     if program == "__main__.py":
         program = "python -m anp_vs"
     return " ".join([program, *map(shlex.quote, sys.argv[1:])])
+
+
+def proposed(words: str) -> str:
+    """A command line for a message to propose, such as `train RUN`, that runs here as it stands."""
+    return " ".join(["anp-vs", *(f"--import {shlex.quote(name)}" for name in IMPORTED), words])
 
 
 def provenance(device: torch.device | None = None) -> dict[str, Any]:

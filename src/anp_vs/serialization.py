@@ -19,7 +19,7 @@ from anp_vs.errors import InputError, RunError
 from anp_vs.networks import NETWORKS, build
 from anp_vs.networks.bayesian import bayesian_layers, make_bayesian
 from anp_vs.networks.images import declared_shape
-from anp_vs.provenance import versions
+from anp_vs.provenance import proposed, versions
 from anp_vs.pruning.gate import gates
 from anp_vs.pruning.graph import example_for
 from anp_vs.pruning.insertion import insert_gates
@@ -137,7 +137,9 @@ def locate(path_or_name: str | Path) -> Path:
     if str(path_or_name) in shipped():  # before a folder of that name that holds nothing
         return SHIPPED / f"{path_or_name}.safetensors"
     if path.is_dir():
-        raise RunError(f"The run directory {path} holds no network yet; finish its training: anp-vs train {path}.")
+        raise RunError(
+            f"The run directory {path} holds no network yet; finish its training: {proposed(f'train {path}')}."
+        )
     for candidate in (path, path.with_name(path.name + ".safetensors")):
         if candidate.is_file() and candidate.suffix == ".safetensors":
             return candidate
@@ -213,7 +215,8 @@ def _built(card: dict[str, Any], state: dict[str, Tensor], path: Path) -> nn.Mod
     if not isinstance(name, str) or name not in NETWORKS:
         raise InputError(
             f"{path} holds a network of class {shown(name)}, which is not built in; give a fresh one: "
-            f"load(path, network=YourClass()), or register its class (anp_vs.networks.register)."
+            f"load(path, network=YourClass()), or register its class (anp_vs.networks.register); on the "
+            f"command line, name the module that does: anp-vs --import MODULE COMMAND ..."
         )
     # The number is a stranger's: memory is only taken for as many logits as the file has weights for.
     rows = {len(value) for value in state.values() if value.dim() > 1 and value.numel()}

@@ -7,6 +7,7 @@ from torch import nn
 from anp_vs.errors import InputError
 from anp_vs.methods import ANPVS, AT, TRADES, Method
 from anp_vs.methods.awp import perturbed_objective, shifted, worst_shifts
+from anp_vs.networks.bayesian import make_bayesian
 from anp_vs.pruning.gate import Gate
 
 
@@ -48,6 +49,34 @@ def test_biases_normalisation_and_gates_stay() -> None:
     net = network(nn.BatchNorm1d(5), Gate(5))
     shifts = worst_shifts(net, net(batch()[0]).square().sum(), 0.01)
     assert set(shifts) == {"1.weight", "5.weight"}
+
+
+def test_the_spread_of_bayesian_weights_stays() -> None:
+    net = make_bayesian(network(), 1.0, -3.0)
+    assert set(worst_shifts(net, net(batch()[0]).square().sum(), 0.01)) == {"1.weight", "3.weight"}
+
+
+def test_pruned_weights_stay_and_the_others_shift_by_the_whole_length() -> None:
+    net = network()
+    with torch.no_grad():
+        net[1].weight[:, 1:3] = 0.0
+    shift = worst_shifts(net, net(batch()[0]).square().sum(), 0.01)["1.weight"]
+    assert not shift[:, 1:3].any()
+    assert shift.norm().item() == pytest.approx(0.01 * net[1].weight.norm().item())
+
+
+def test_a_tied_weight_is_shifted_wherever_it_is() -> None:
+    """f(x) = W W x, with W + V in both places."""
+    net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)).double()
+    net[1].weight = net[0].weight
+    own, images = net[0].weight, torch.rand(2, 3, dtype=torch.float64)
+    shifts = worst_shifts(net, net(images).square().sum(), 0.1)
+    with shifted(net, shifts):
+        answer = net(images)
+    moved = own + shifts["0.weight"]
+    torch.testing.assert_close(answer, images @ moved.T @ moved.T)
+    assert net[0].weight is own
+    assert net[1].weight is own
 
 
 @pytest.mark.parametrize("method", [AT(), TRADES(beta=3.0)], ids=lambda m: m.name)

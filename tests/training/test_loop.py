@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from anp_vs.data.lazy import LazySplit
 from anp_vs.errors import RunError
 from anp_vs.methods import METHODS
+from anp_vs.networks import NETWORKS
 from anp_vs.pruning.gate import gate_parameters, gates, weight_parameters
 from anp_vs.training import checkpoint
 from anp_vs.training.loop import Trainer
-from training.tiny import ALL_METHODS, STEPS, digits, equal, prune_some, recipe, trainer
+from training.tiny import ALL_METHODS, STEPS, TinyConvolution, digits, equal, prune_some, recipe, trainer
 
 GATED = [name for name in ALL_METHODS if METHODS[name].gated]
 
@@ -35,6 +36,34 @@ def through_a_file(training: Trainer, path: Path) -> Trainer:
     resumed = Trainer(training.recipe, digits(), Fabric(accelerator="cpu", devices=1))
     resumed.load_state(checkpoint.read(path))
     return resumed
+
+
+class Frozen(TinyConvolution):
+    """Its second convolution and the pattern added to every image are not trained."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(classes)
+        self.pattern = nn.Parameter(torch.rand(1, 28, 28), requires_grad=False)
+        self.conv2.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images + self.pattern)
+
+
+@pytest.mark.parametrize("method", ["at", "anp", "admm"])
+def test_frozen_parameters_stay_while_units_leave_and_the_run_goes_on(
+    method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(NETWORKS, "frozen", Frozen)
+    training = trainer(method, network="frozen", decide_at=1.0)
+    before = copy.deepcopy(training.network.state_dict())
+    resumed = through_a_file(finish(training, STEPS // 2), tmp_path / "state")
+    equal(timeless(finish(training)), timeless(finish(resumed)))
+    after = training.network.state_dict()
+    assert torch.equal(after["pattern"], before["pattern"])
+    assert torch.isin(after["conv2.weight"], before["conv2.weight"]).all()
+    assert (after["conv2.weight"].numel() < before["conv2.weight"].numel()) == (method == "anp")
+    assert not torch.isin(after["fc.weight"], before["fc.weight"]).all()
 
 
 def timeless(training: Trainer) -> dict[str, Any]:
@@ -289,6 +318,28 @@ def test_an_average_survives_units_leaving_in_any_order() -> None:
         training.advance()
         assert training.evaluation_network()(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
     assert training.network.gate3.index is None
+
+
+class Mirrored(TinyConvolution):
+    """Reads every image from right to left, by buffers whose names end as a gate's does."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(classes)
+        self.register_buffer("column_index", torch.arange(28).flip(0), persistent=False)
+        self.register_buffer("row_index", torch.arange(28))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images[:, :, self.row_index][..., self.column_index])  # type: ignore[index]
+
+
+def test_buffers_of_the_networks_own_stay_what_they_are_in_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETWORKS, "mirrored", Mirrored)
+    training = trainer("anp", network="mirrored", decide_at=1.0)
+    finish(training, 6)
+    assert training.network.gate1.units < 6
+    assert training.average is not None
+    assert training.average.keys() == training.network.state_dict().keys()
+    assert torch.equal(training.evaluation_network().column_index, torch.arange(28).flip(0))
 
 
 def test_a_gate_that_would_close_its_layer_keeps_one_unit_and_is_named() -> None:

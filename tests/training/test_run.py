@@ -1,5 +1,6 @@
 """A run directory: whatever happens to the process or the disk, training ends where it would have ended anyway."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from anp_vs import recipes, serialization
 from anp_vs.errors import InputError, RunError
+from anp_vs.report.training_figures import steps_per_epoch
 from anp_vs.training import checkpoint, run, run_directory
 from anp_vs.training.loop import Trainer
 from anp_vs.training.run_directory import MetricsLog, RunDirectory
@@ -47,6 +49,25 @@ def test_a_run_leaves_its_networks_its_recipe_and_metrics_without_gap(path: Path
         gated, small = done.network(images), serialization.load(path / "compact.safetensors")(images)
     torch.testing.assert_close(gated, small, rtol=0, atol=1e-5)
     assert any(file.stat().st_size for file in (path / "tensorboard").iterdir())
+
+
+def test_a_run_without_validation_ends_with_the_same_network(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_some = run.train(recipe("anp-vs", **PRUNING), out=path / "with", quiet=True)
+    few = dataclasses.replace(digits(), validation=digits().validation.head(0))
+    monkeypatch.setattr(run, "load_data", lambda *_, **__: few)
+    done = run.train(recipe("anp-vs", **PRUNING), out=path / "without")
+    equal(dict(done.network.state_dict()), dict(with_some.network.state_dict()))
+    told = capsys.readouterr().err
+    assert all(f"epoch   {epoch}/3" in told for epoch in (1, 2, 3))
+    lines = [line for line in log_of(path / "without") if "message" not in line]
+    assert [line["step"] for line in lines] == [3, 4, 6, 8, 9, 12]
+    assert not any("clean_accuracy" in line for line in lines)
+    assert done.metrics == {k: v for k, v in lines[-1].items() if k != "units"}
+    assert steps_per_epoch(lines) == 4
+    said = [line["message"] for line in log_of(path / "without") if "message" in line]
+    assert sum("no images are held out for validation" in message for message in said) == 1
 
 
 def test_a_target_that_was_not_reached_is_said(path: Path) -> None:

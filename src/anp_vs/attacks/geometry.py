@@ -77,6 +77,10 @@ def check_budget(eps: float, norm: str, step: float | None = None, steps: int | 
         raise InputError(f"norm is {norm!r}; it must be one of 'inf', '2', '1'. Write it as a string.")
     if not 0.0 <= eps < float("inf"):
         raise InputError(f"eps is {eps}; it must be finite and >= 0, in units of [0, 1] pixels, such as 8/255.")
+    if norm == "inf" and eps > 1:
+        raise InputError(
+            f"eps is {eps}; in the inf norm it must lie in [0, 1], in units of [0, 1] pixels (8/255 = 0.0314)."
+        )
     if step is not None and not 0.0 < step < float("inf"):
         raise InputError(f"step is {step}; it must be finite and > 0, in units of [0, 1] pixels. Try eps/4.")
     if steps is not None and not isinstance(steps, int):

@@ -18,7 +18,7 @@ from anp_vs.attacks.losses import ce
 from anp_vs.attacks.prediction import input_gradient
 from anp_vs.errors import InputError
 from anp_vs.evaluation.vulnerability import Vulnerability
-from anp_vs.networks.latents import latent_paths, recorded
+from anp_vs.networks.latents import recorded
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,12 @@ def feature_maps(network: nn.Module, clean: Tensor, adversarial: Tensor, path: s
         network: evaluated in evaluation mode, left as it was.
         clean: float images, N x C x H x W, on its device.
         adversarial: the same images attacked.
-        path: one of the network's latent layers; the first, the input layer, when None.
+        path: one of the network's latent layers (`act#2` for the second call of a module that is called several
+            times); the first, the input layer, when None.
 
     Raises:
         InputError: an unknown layer, or images of different shapes.
     """
-    paths = latent_paths(network)
-    path = paths[0] if path is None else path
-    if path not in paths:
-        raise InputError(f"{path!r} is no latent layer of {type(network).__name__}; choose of {', '.join(paths)}.")
     if clean.shape != adversarial.shape:
         raise InputError(
             f"clean images have shape {tuple(clean.shape)} and adversarial ones {tuple(adversarial.shape)}; "
@@ -102,6 +99,11 @@ def feature_maps(network: nn.Module, clean: Tensor, adversarial: Tensor, path: s
         )
     with frozen(network), recorded(network) as features:
         network(clean)
+        path = next(iter(features), "") if path is None else path
+        if path not in features:
+            raise InputError(
+                f"{path!r} is no latent layer of {type(network).__name__}; choose of {', '.join(features)}."
+            )
         before = features[path].clone()
         network(adversarial)
         after = features[path].clone()

@@ -142,6 +142,12 @@ def evaluate_run(path: Path, out: Path | None = None, **options: Any) -> dict[st
     _check_folder(out)
     network = serialization.load(serialization.locate(path))
     full = serialization.load(run.network)
+    trained = serialization.card_of(full).get("recipe")
+    if trained and (changed := run.differences(recipes.from_dict(trained), ("data", "black_box"))):
+        raise RunError(
+            f"{run.recipe_file} is not what the network beside it was trained with: {'; '.join(changed)}. Put it back (the card {run.network.stem}.json "
+            f"holds it), or evaluate the network's file with options of its own."
+        )
     own = black_box_source(run, recipe)
     sources = chosen.sources or ([own] if own else [])
     table, _, row = recipe.name.rpartition("/")
@@ -220,6 +226,10 @@ def _attack(conditions: Conditions, recipe: Recipe | None) -> tuple[float, float
     return eps, usual if conditions.step is None else conditions.step, steps
 
 
+def _listed(classes: Sequence[object], most: int = 12) -> str:
+    return ", ".join(map(str, classes[:most])) + (f" and {len(classes) - most} more" if len(classes) > most else "")
+
+
 def _values(attack: Attack) -> tuple[float, float, int]:
     return attack.eps, attack.step, attack.steps
 
@@ -234,6 +244,12 @@ def _measured(
     dataset = load_data(
         data, data_root, validation=own.validation if own else None, pictures=own.pictures if own else None
     )
+    known = serialization.card_of(network).get("classes")
+    if known and list(known) != list(dataset.classes):
+        raise InputError(
+            f"The network tells {_listed(known)} apart and the data hold {_listed(dataset.classes)}: its accuracy on them would mean "
+            f"nothing. Give data of the same classes, whose folders sort in the same order."
+        )
     for name in ("corruptions", "certify", "queries"):  # now, not after the attacks
         asked = getattr(chosen, name)
         if asked is not None and protocol != "pixel-space":

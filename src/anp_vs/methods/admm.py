@@ -75,7 +75,7 @@ class Splitting:
     """Z, U, rho and the mask, through the three phases of one run.
 
     Args:
-        network: its weights at the start of the ADMM phase.
+        network: its weights at the start of the ADMM phase; those that ask for no gradient are frozen and stay.
         total_steps: of the run.
         method: the hyper-parameters.
 
@@ -84,7 +84,7 @@ class Splitting:
     """
 
     def __init__(self, network: nn.Module, total_steps: int, method: ADMM) -> None:
-        self.weights = layer_weights(network)
+        self.weights = {name: weight for name, weight in layer_weights(network).items() if weight.requires_grad}
         self.keep = kept_counts([w.numel() for w in self.weights.values()], method.sparsity_percent)
         for (name, weight), count in zip(self.weights.items(), self.keep, strict=True):
             if not count:

@@ -98,6 +98,11 @@ class ANPVS(Method):
         one_of(self, "reduction", get_args(Reduction))
 
     @property
+    def sees_latents(self) -> bool:
+        """V is left out where lambda is 0."""
+        return self.lambda_ > 0
+
+    @property
     def hard_labels(self) -> bool:
         """MART's loss asks for the labels themselves."""
         return self.adversarial_loss == "mart"

@@ -58,6 +58,11 @@ class ATVS(Method):
         in_range(self, "lambda_", at_least=0)
         one_of(self, "reduction", get_args(Reduction))
 
+    @property
+    def sees_latents(self) -> bool:
+        """V is left out where lambda is 0."""
+        return self.lambda_ > 0
+
     def objective(
         self, network: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor, training_images: int
     ) -> Objective:

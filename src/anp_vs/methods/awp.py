@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from anp_vs.errors import InputError
 from anp_vs.methods.method import Method, Objective
+from anp_vs.networks.bayesian import Bayesian
 from anp_vs.pruning.gate import gate_parameters
 
 Gradients = Sequence[Tensor | None]
@@ -74,21 +75,24 @@ def worst_shifts(
     """The shift gamma |w| g / |g| of every weight tensor of more than one dimension, by parameter name.
 
     Args:
-        network: whose weights they are; biases, normalisation and gates stay where they are.
+        network: whose weights they are; biases, normalisation, gates, the spread of a Bayesian layer's weights, and
+            single weights that are exactly 0 (pruned ones) stay where they are.
         loss: scalar with a graph to the weights.
         gamma: relative length.
         average: of gradients over the processes that share a batch.
     """
-    gates = {id(parameter) for parameter in gate_parameters(network)}
+    spreads = [module.weight_rho for module in network.modules() if isinstance(module, Bayesian)]
+    excluded = {id(parameter) for parameter in (*gate_parameters(network), *spreads)}
     weights = {
         name: parameter
         for name, parameter in network.named_parameters()
-        if parameter.dim() > 1 and parameter.requires_grad and id(parameter) not in gates
+        if parameter.dim() > 1 and parameter.requires_grad and id(parameter) not in excluded
     }
     gradients = average(torch.autograd.grad(loss, list(weights.values()), allow_unused=True))
     shifts = {}
     for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
         if gradient is not None:
+            gradient = gradient * (weight.detach() != 0)
             length = gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
             shifts[name] = gradient * (gamma * weight.detach().norm() / length)
     return shifts
@@ -102,12 +106,20 @@ def shifted(network: nn.Module, shifts: Mapping[str, Tensor]) -> Iterator[None]:
         network: whose parameters are shifted.
         shifts: by parameter name.
     """
-    places = [(network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], name) for name in shifts]
-    own = {name: module._parameters[leaf] for module, leaf, name in places}
+    own = {name: network.get_parameter(name) for name in shifts}
+    names = {id(parameter): name for name, parameter in own.items()}
+    # A tied weight has several places.
+    places = [
+        (module, leaf, names[id(parameter)])
+        for module in network.modules()
+        for leaf, parameter in module._parameters.items()
+        if id(parameter) in names
+    ]
     try:
+        # A tensor in the parameter's place: its history leads back to the parameter.
+        moved = {name: own[name] + shifts[name] for name in shifts}
         for module, leaf, name in places:
-            # A tensor in the parameter's place: its history leads back to the parameter.
-            module._parameters[leaf] = own[name] + shifts[name]  # type: ignore[operator, assignment]
+            module._parameters[leaf] = moved[name]  # type: ignore[assignment]
         yield
     finally:
         for module, leaf, name in places:

@@ -99,6 +99,11 @@ class Method:
         return False
 
     @property
+    def sees_latents(self) -> bool:
+        """Whether the loss holds the vulnerability V, for which the network has to have latent features."""
+        return False
+
+    @property
     def start_radius(self) -> float | None:
         """Where the attack starts: uniform in the ball (None), or Gaussian with this standard deviation."""
         return None
@@ -210,29 +215,36 @@ def mixed_objective(
         adversarial: attacked images.
         labels: of both, int64, B, or class probabilities B x K.
         adversarial_weight: w.
-        vulnerability_weight: lambda; 0 leaves V out.
+        vulnerability_weight: lambda; 0 leaves V out, so that the network needs no latent features.
         kl_weight: k = beta / N; None for a network without gates.
         gates_see_vulnerability: whether V is part of the gates' loss, as the paper's text has it; the
             released code leaves it out.
         robust_loss: stands in the place of the two weighted cross-entropies in the loss of the weights; None
             keeps them.
         reduction: of V, see `anp_vs.networks.latents.distortion`.
+
+    Raises:
+        InputError: V has weight, and the network has no latent features to take it from.
     """
-    clean, attacked, features = forward_pair(network, images, adversarial)
+    features: Mapping[str, Tensor] = {}
+    if vulnerability_weight:
+        clean, attacked, features = forward_pair(network, images, adversarial)
+    else:
+        clean, attacked = logits_pair(network, images, adversarial)
     clean_loss = functional.cross_entropy(clean, labels)
     attacked_loss = functional.cross_entropy(attacked, labels)
-    vulnerability = distortion(features, reduction, units_held(network, features))
+    metrics = {"loss_clean": clean_loss, "loss_adversarial": attacked_loss}
     if robust_loss is None:
         weights = (clean_loss + adversarial_weight * attacked_loss) / (1 + adversarial_weight)
     else:
         weights = robust_loss(clean, attacked, labels)
     if vulnerability_weight:
-        weights = weights + vulnerability_weight * vulnerability
+        metrics["vulnerability"] = distortion(features, reduction, units_held(network, features))
+        weights = weights + vulnerability_weight * metrics["vulnerability"]
     gates = None
     if kl_weight is not None:
         kl = kl_weight * total_kl(network).to(weights.dtype)
         gates = attacked_loss + kl
-        if gates_see_vulnerability:
-            gates = gates + vulnerability_weight * vulnerability
-    metrics = {"loss_clean": clean_loss, "loss_adversarial": attacked_loss, "vulnerability": vulnerability}
+        if gates_see_vulnerability and vulnerability_weight:
+            gates = gates + vulnerability_weight * metrics["vulnerability"]
     return Objective(weights, gates, attacked.detach(), clean.detach(), metrics)

@@ -6,6 +6,7 @@ v(z_lk, z~_lk) = E |z_lk(x) - z_lk(x~)|.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -33,28 +34,43 @@ def latent_paths(network: nn.Module) -> tuple[str, ...]:
     if not found:
         raise InputError(
             f"{type(network).__name__} has no activation module to record; set its attribute `latents` to the "
-            f"paths of the modules whose outputs are the latent features."
+            f"paths of the modules whose outputs are the latent features, or train by a method without V."
         )
     return found
 
 
 @contextmanager
 def recorded(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """While open, every forward pass leaves its latent features in the yielded dict, by module path."""
+    """While open, every forward pass leaves its latent features in the yielded dict, those of the last pass alone.
+
+    An entry is named by the module's path; a module that is called several times in a pass has an entry for each
+    call: `act`, `act#2`, ... (see `module_path`).
+    """
     features: dict[str, Tensor] = {}
+    calls: Counter[str] = Counter()
+
+    def begin(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        features.clear()
+        calls.clear()
 
     def keep(name: str) -> object:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            features[name] = output
+            calls[name] += 1
+            features[f"{name}#{calls[name]}" if calls[name] > 1 else name] = output
 
         return network.get_submodule(name).register_forward_hook(hook)
 
-    handles = [keep(name) for name in latent_paths(network)]
+    handles = [network.register_forward_pre_hook(begin), *(keep(name) for name in latent_paths(network))]
     try:
         yield features
     finally:
         for handle in handles:
             handle.remove()  # type: ignore[attr-defined]
+
+
+def module_path(entry: str) -> str:
+    """The path of the module that made an entry of `recorded`."""
+    return entry.partition("#")[0]
 
 
 def distortion(
@@ -72,7 +88,15 @@ def distortion(
 
     Returns:
         A scalar, at least 0; gradients reach both halves.
+
+    Raises:
+        InputError: there are no features.
     """
+    if not features:
+        raise InputError(
+            "No module of the network's latent features was called in its forward pass; set its attribute `latents` to "
+            "the paths of modules that are, or train by a method without V."
+        )
     terms = []
     for path, latent in features.items():
         whole = latent.numel() / (held or {}).get(path, 1.0) if reduction == "mean" else latent.shape[0]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anp_vs.networks import NETWORKS
+from anp_vs.networks.latents import module_path
 from anp_vs.networks.layers import Dropout
 
 ALPHA = 1e-4
@@ -184,9 +185,9 @@ def gate_parameters(network: nn.Module) -> list[nn.Parameter]:
 
 
 def weight_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """All parameters that are not a gate's."""
+    """All parameters that are trained and not a gate's; what asks for no gradient is a user's frozen layer."""
     excluded = {id(p) for p in gate_parameters(network)}
-    return [p for p in network.parameters() if id(p) not in excluded]
+    return [p for p in network.parameters() if p.requires_grad and id(p) not in excluded]
 
 
 def total_kl(network: nn.Module) -> Tensor:
@@ -220,7 +221,13 @@ def last_to_go(network: nn.Module, sparsity: float) -> float:
 
 
 def original_units(network: nn.Module, path: str) -> int | None:
-    """Units of a latent layer in the architecture before anything was removed; None where it is not known."""
+    """Units of a latent layer in the architecture before anything was removed; None where it is not known.
+
+    Args:
+        network: that holds the layer.
+        path: of its module, or the name of an entry of `anp_vs.networks.latents.recorded`.
+    """
+    path = module_path(path)
     module = network.get_submodule(path)
     if isinstance(module, Gate):
         return module.original_units
@@ -242,7 +249,7 @@ def units_held(network: nn.Module, features: Mapping[str, Tensor]) -> dict[str, 
     """Of each layer of latent features the share of its original units that it still holds; 1 where that is not known."""
     shares = {}
     for path, latent in features.items():
-        module = network.get_submodule(path)
+        module = network.get_submodule(module_path(path))
         held = module.units if isinstance(module, Gate) else latent.shape[1]
         shares[path] = held / max(original_units(network, path) or held, held)
     return shares

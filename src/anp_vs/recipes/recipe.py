@@ -75,7 +75,7 @@ class Recipe:
         data: digits, mnist, cifar10, cifar100, or folder:PATH.
         pictures: how the pictures of folder:PATH become images; the other data sets do not look at it.
         data_root: folder that holds the data set already; None downloads it.
-        validation: images held out of the training set; None for the data set's default.
+        validation: images held out of the training set; None for the data set's default, 0 trains without validation.
         network: a built-in network, or one that was registered (`anp_vs.networks.register`).
         method: the loss and its hyper-parameters.
         protocol: pixel-space; or released-code, to repeat how the published CIFAR rows were trained: each image is
@@ -200,8 +200,10 @@ class Recipe:
                 raise InputError(f"{name} is {getattr(self, name)}; it is a share of training and must lie in [0, 1].")
         if not 0 <= self.average < 1:
             raise InputError(f"average is {self.average}; a decay must lie in [0, 1), such as 0.999.")
-        if self.target_sparsity is not None and not 0 < self.target_sparsity < 100:
-            raise InputError(f"target_sparsity is {self.target_sparsity}; it must lie between 0 and 100 percent.")
+        if self.target_sparsity is not None and not 1 <= self.target_sparsity < 100:
+            raise InputError(
+                f"target_sparsity is {self.target_sparsity}; it is a percentage, 1 to below 100 (80 for four fifths of the units)."
+            )
         if not 0 <= self.weight_decay < float("inf"):
             raise InputError(f"weight_decay is {self.weight_decay}; it must be finite and not negative.")
         if not 0 <= self.remove_after <= LARGEST:

@@ -30,7 +30,8 @@ def _training(run: RunRecord) -> Iterator[Sketch]:
     yield Sketch("Training loss", training_figures.losses(lines), data, "Means since the entry before.")
     yield Sketch(
         "Accuracy while training", training_figures.accuracies(lines), data,
-        f"{_end(lines)} Validation images only; robust: a short PGD with the eps of the test attack.",
+        f"{end} Validation images only; robust: a short PGD with the eps of the test attack."
+        if (end := _end(lines)) else "On the batches of training; no images were held out for validation.",
     )  # fmt: skip
     if run.recipe.method.gated:
         yield Sketch(

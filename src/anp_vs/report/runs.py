@@ -11,6 +11,7 @@ from typing import Any
 from anp_vs import recipes, serialization
 from anp_vs.errors import RunError
 from anp_vs.evaluation.figure_files import diagnosis_of, kept, read_object
+from anp_vs.provenance import proposed
 from anp_vs.recipes import Recipe
 from anp_vs.training.run_directory import ROOT, MetricsLog, RunDirectory
 
@@ -63,7 +64,7 @@ def find_runs(places: Sequence[Path]) -> list[Path]:
         below = sorted(file.parent for file in place.rglob("recipe.yaml"))
         finished = [path for path in below if RunDirectory(path).finished]
         if not finished:
-            unfinished = f" ({len(below)} unfinished: anp-vs train {below[0]})" if below else ""
+            unfinished = f" ({len(below)} unfinished: {proposed(f'train {below[0]}')})" if below else ""
             raise RunError(f"{place} holds no finished run{unfinished}. Train one: anp-vs train RECIPE.")
         found |= dict.fromkeys(finished)
     return list(found)

@@ -30,8 +30,8 @@ def curve(lines: Lines, name: str) -> tuple[list[float], list[float]]:
 
 
 def steps_per_epoch(lines: Lines) -> float:
-    """Steps of an epoch: the validation ends each, and `epoch` counts from 0."""
-    ends = [line for line in lines if "clean_accuracy" in line]
+    """Steps of an epoch: the validation ends each, or else the run ends the last one; `epoch` counts from 0."""
+    ends = [line for line in lines if "clean_accuracy" in line] or lines[-1:]
     return ends[-1]["step"] / (ends[-1]["epoch"] + 1) if ends else 1.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from anp_vs.pruning.gate import gates
 from anp_vs.pruning.slicing import Slices, take
 
 Average = dict[str, Tensor]
@@ -37,5 +38,6 @@ def averaged(average: Average | None, network: nn.Module, decay: float, step: in
 def shrunk(average: Average, network: nn.Module, kept: Slices) -> Average:
     """The average of what stays after units have left the network."""
     # A gate's index comes and goes with what it reads, so it is the network's own.
-    held = {name: take(value, kept.get(name, [])) for name, value in average.items() if not name.endswith("index")}
-    return held | {name: buffer.clone() for name, buffer in network.named_buffers() if name.endswith("index")}
+    indices = {f"{path}.index": gate.index for path, gate in gates(network).items()}
+    held = {name: take(value, kept.get(name, [])) for name, value in average.items() if name not in indices}
+    return held | {name: index.clone() for name, index in indices.items() if index is not None}

@@ -307,7 +307,8 @@ class Trainer:
             if closed:
                 said += f"; every unit of {', '.join(closed)} would be pruned, the strongest was kept"
             if target is not None and not reached:
-                said += f"; the target of {target:g} % was not reached: raise method.beta or decide_at"
+                more = "decide_at" if recipe.beta_gain else "method.beta or decide_at, or set beta_gain"
+                said += f"; the target of {target:g} % was not reached: raise {more}"
             return said
         if recipe.remove_after and self.step % max(1, recipe.remove_after // 4) == 0:
             dead = {name: count >= recipe.remove_after for name, count in self.dead_for.items()}
@@ -347,11 +348,13 @@ class Trainer:
     # -- validation -----------------------------------------------------------------------------------------
 
     def validate(self, stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
-        """Clean and PGD accuracy in percent on the first images of the validation split.
+        """Clean and PGD accuracy in percent on the first images of the validation split; nothing where that is empty.
 
         Args:
             stop: asked before each batch; None is returned when it says so.
         """
+        if not len(self.validation):
+            return {}
         torch.manual_seed(derive(self.recipe.seed, "validate", self.step))  # for a network that draws its weights
         network = self.evaluation_network()
         if not self.method.random:

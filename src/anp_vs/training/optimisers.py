@@ -27,7 +27,7 @@ class Optimisers:
         average: of several processes, the mean of their gradients.
 
     Attributes:
-        weights: of all parameters that are not a gate's.
+        weights: of all parameters that ask for a gradient and are not a gate's.
         gates: of the gates' parameters; None for a network without gates.
     """
 

@@ -63,7 +63,7 @@ class Display:
         if line:
             self.progress.update(self.task, status=self._status())
         self.progress.update(self.task, completed=self.trainer.step)
-        if "robust_accuracy" in line:
+        if line and self.trainer.step % self.trainer.steps_per_epoch == 0:
             widths = self.trainer.layer_widths()
             layers = f"  units {' '.join(widths.values())}" if widths else ""
             epoch = self.trainer.step // self.trainer.steps_per_epoch

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from anp_vs.data.generated import load_generated
 from anp_vs.device import choose
 from anp_vs.errors import InputError, RunError, Stopped
 from anp_vs.methods import METHODS
-from anp_vs.provenance import commit, hardware
+from anp_vs.provenance import commit, hardware, proposed
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import gates, sparsity_percent
 from anp_vs.pruning.silent import without_silent
@@ -55,7 +56,8 @@ class Run:
     Attributes:
         network: the trained network in evaluation mode, with its gates if the method has them.
         path: its directory.
-        metrics: the last validation figures (accuracies and sparsity in percent) and the training's seconds.
+        metrics: the last figures of its training, accuracies and sparsity in percent; those of validation are
+            `clean_accuracy` and `robust_accuracy`, absent where no images were held out.
     """
 
     network: nn.Module
@@ -121,8 +123,8 @@ def _trained(chosen: Recipe, out: Path, fabric: Fabric, quiet: bool) -> Run:
                 network = serialization.load(run.network)
     lines = MetricsLog.read(run.metrics)
     none: dict[str, Any] = {}
-    validated = next((line for line in reversed(lines) if "clean_accuracy" in line), none)
-    return Run(network, run.path, {k: v for k, v in validated.items() if isinstance(v, int | float)})
+    last = next((line for line in reversed(lines) if "message" not in line), none)
+    return Run(network, run.path, {k: v for k, v in last.items() if isinstance(v, int | float)})
 
 
 def _fabric(device: str, devices: int, nodes: int) -> Fabric:
@@ -180,8 +182,8 @@ def _train(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) -> No
         except Trouble as trouble:
             if recipe.on_trouble != "step-back":
                 raise Trouble(
-                    f"{trouble} The last checkpoint is intact. To go on from it in another way: anp-vs train {run.path} "
-                    f"--on-trouble step-back (or continue)."
+                    f"{trouble} The last checkpoint is intact. To go on from it in another way: "
+                    f"{proposed(f'train {run.path} --on-trouble step-back')} (or continue)."
                 ) from trouble
             if fabric.is_global_zero:
                 _step_back(run, trouble)
@@ -240,6 +242,12 @@ def _taken_up(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
         logger.warning("%s The previous checkpoint is used instead.", problem)
     with fabric.rank_zero_first():  # a data set that has to be downloaded is downloaded once
         dataset = load_data(recipe.data, recipe.data_root, validation=recipe.validation, pictures=recipe.pictures)
+    data = _identity(dataset)
+    if state is not None and state.get("data", data) != data:
+        raise RunError(
+            f"The training images of {recipe.data} are not those that {run.path} began with ({data} now, {state['data']} then). "
+            f"Put those back, or train into another directory with --out."
+        )
     fresh_network(recipe, dataset)  # looked at, like what follows, before anything else is trained
     generated = None
     if recipe.generated is not None:
@@ -258,6 +266,7 @@ def _taken_up(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
     # What the network it starts from, or its teacher, has seen of other data is behind this one too.
     seen = recipe.extra_data, before.get("extra_data"), learned.get("extra_data")
     carried = {
+        "data": data,
         "teacher": lesson,
         "extra_data": str(state.get("extra_data", "") if state else next(filter(None, seen), "")),
         "stages": state.get("stages") if state else _stages(before),
@@ -273,6 +282,10 @@ def _taken_up(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
     trainer, watch = Trainer(recipe, dataset, fabric, start, teacher, generated), Watch()
     if trainer.reinitialised:
         said += [f"{', '.join(trainer.reinitialised)}: fresh values; all else is of the network it starts from"]
+    if state is None and not len(dataset.validation):
+        said += [
+            "no images are held out for validation, so that nothing warns of overfitting; see the field validation"
+        ]
     if state is None:
         return _Work(recipe, dataset, trainer, watch, True, carried, 0, False, said)
     try:
@@ -339,7 +352,7 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
                     board.add_scalar(name, value, trainer.step)
                 images = (
                     trainer.protocol.prepare(to_float(trainer.validation.head(WATCHED_IMAGES).images))
-                    if end_of_epoch
+                    if end_of_epoch and len(trainer.validation)
                     else None
                 )
                 wrong = work.watch.look(trainer.network, line, images)
@@ -356,7 +369,7 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
             if stopping:
                 raise Stopped(
                     f"Stopped at step {trainer.step} of {trainer.total_steps}; everything is saved. "
-                    f"Go on with: anp-vs train {run.path}"
+                    f"Go on with: {proposed(f'train {run.path}')}"
                 )
         keep()
     if first:
@@ -371,6 +384,12 @@ def _stages(before: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     recipe: Mapping[str, Any] = before.get("recipe") or {}
     return [*before.get("stages", ()), {"recipe": recipe.get("name"), "epochs": recipe.get("epochs")}]
+
+
+def _identity(dataset: Dataset) -> str:
+    """What tells a data set from one with other pictures: its classes, and how many training images have which label."""
+    marked = zlib.crc32("/".join(dataset.classes).encode(), zlib.crc32(dataset.train.labels.numpy().tobytes()))
+    return f"{len(dataset.train)} images of {len(dataset.classes)} classes, mark {marked:08x}"
 
 
 def _size(network: nn.Module) -> int:

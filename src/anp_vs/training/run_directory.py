@@ -8,13 +8,14 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from anp_vs import recipes
 from anp_vs.errors import InputError, RunError
+from anp_vs.provenance import proposed
 from anp_vs.recipes import Recipe
 from anp_vs.storage import read_text, write_atomically
 from anp_vs.training import checkpoint
@@ -130,35 +131,36 @@ class RunDirectory:
         if not self.recipe_file.exists() or self.read_recipe() != recipe:
             write_atomically(self.recipe_file, recipes.dump(recipe).encode())
 
+    def differences(self, recipe: Recipe, also_free: Sequence[str] = ()) -> list[str]:
+        """Where a recipe is not the one in this directory, in words; nothing for fields that may change during a run."""
+        held = self.read_recipe()
+        # Where the data lie may change: their content is checked against its checksum. So may the words on where the
+        # values come from, what is done about trouble, when there is some, and whether the attack is compiled, which
+        # another machine may be unable to. What was asked to be chosen has been chosen there.
+        changed = ("data_root", "source", "on_trouble", "compilation", *also_free)
+        free: dict[str, Any] = {name: getattr(held, name) for name in changed}
+        free |= {name: getattr(held, name) for name in recipes.MEASURED if getattr(recipe, name) == "auto"}
+        if held.generated and recipe.generated:
+            free["generated"] = held.generated  # their content is checked too
+        mine, theirs = _flat(recipes.to_dict(dataclasses.replace(recipe, **free))), _flat(recipes.to_dict(held))
+        return [
+            f"{name} ({theirs.get(name)!r} there, {mine.get(name)!r} asked)"
+            for name in dict.fromkeys([*mine, *theirs])
+            if theirs.get(name) != mine.get(name)
+        ]
+
     def check(self, recipe: Recipe) -> None:
         """See that the directory belongs to this recipe, or to none yet.
 
         Raises:
             RunError: the directory holds a run of another recipe.
         """
-        if not self.recipe_file.exists():
+        different = self.differences(recipe) if self.recipe_file.exists() else []
+        if not different:
             return
-        held = self.read_recipe()
-        # Where the data lie may change: their content is checked against its checksum. So may the words on where the
-        # values come from, what is done about trouble, when there is some, and whether the attack is compiled, which
-        # another machine may be unable to. What was asked to be chosen has been chosen there.
-        changed = ("data_root", "source", "on_trouble", "compilation")
-        free: dict[str, Any] = {name: getattr(held, name) for name in changed}
-        free |= {name: getattr(held, name) for name in recipes.MEASURED if getattr(recipe, name) == "auto"}
-        if held.generated and recipe.generated:
-            free["generated"] = held.generated  # their content is checked too
-        recipe = dataclasses.replace(recipe, **free)
-        if held == recipe:
-            return
-        mine, theirs = _flat(recipes.to_dict(recipe)), _flat(recipes.to_dict(held))
-        different = [
-            f"{name} ({theirs.get(name)!r} there, {mine.get(name)!r} asked)"
-            for name in dict.fromkeys([*mine, *theirs])
-            if theirs.get(name) != mine.get(name)
-        ]
         raise RunError(
             f"The run directory {self.path} belongs to another recipe: {'; '.join(different)}. Choose another directory "
-            f"with --out, or train the recipe it holds: anp-vs train {self.path}."
+            f"with --out, or train the recipe it holds: {proposed(f'train {self.path}')}."
         )
 
     def read_recipe(self) -> Recipe:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from anp_vs.attacks import frozen
-from anp_vs.errors import RunError
-from anp_vs.networks.latents import recorded
+from anp_vs.errors import InputError, RunError
+from anp_vs.networks.latents import latent_paths, recorded
 from anp_vs.pruning.gate import gates
 
 FALL = 20.0
@@ -92,7 +92,11 @@ class Watch:
 
 
 def silent_layers(network: nn.Module, images: Tensor) -> list[str]:
-    """The latent layers that are 0 everywhere, for all of these images."""
+    """The latent layers that are 0 everywhere, for all of these images; none where the network has no latent layers."""
+    try:
+        latent_paths(network)
+    except InputError:
+        return []
     with frozen(network), torch.no_grad(), recorded(network) as features:
         network(images)
     return [name for name, feature in features.items() if not bool(feature.any())]
