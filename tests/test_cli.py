@@ -129,6 +129,7 @@ def test_the_other_commands_explain_themselves(command: str, anp_vs: Any) -> Non
         ("train digits/at --nonsense 3", "Unrecognized options: --nonsense"),
         ("train digits/at --attack.eps -1", r"eps is -1.0; it must lie in \[0, 1\]"),
         ("train digits/at --attack.steps 0", "it needs 1 to 1,000,000"),
+        ("train digits/anp-vs --target-sparsity 0.8", "target_sparsity is 0.8; it is a percentage"),
         ("train digits/at --epochs 0", "epochs is 0; it must lie in 1 to 1,000,000"),
         ("train digits/at --epochs many", "invalid|many"),
         ("train digits/at --lr nan", "lr is nan; it must be positive and finite"),
@@ -151,6 +152,10 @@ def test_the_other_commands_explain_themselves(command: str, anp_vs: Any) -> Non
         ("evaluate torch.nn:Identity --eps 0.1", "Give the data set .--data."),
         ("evaluate torch.nn:Flatten --data digits --eps 0.1", "784 outputs and the data 10 classes"),
         ("evaluate torch.nn:Flatten --data digits --eps -1", "eps is -1"),
+        (
+            "evaluate torch.nn:Flatten --data digits --eps 8 --limit 1",
+            "in the inf norm it must lie in .0, 1., in units .*8/255",
+        ),
         ("evaluate torch.nn:Flatten --data digits --eps 0.1 --limit 0", "limit is 0"),
         ("evaluate torch.nn:Flatten --data digits --eps 0.1 --norm 3", "norm"),
         ("evaluate nowhere --limit", "--limit"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from anp_vs import cli, insert_gates, load, recipes, save
+from anp_vs import cli, insert_gates, load, provenance, recipes, save
 from anp_vs.networks import NETWORKS, build
 from pruning.patterns import kill, parameters, perturb
 
@@ -54,6 +54,8 @@ def test_a_module_of_the_users_registers_its_networks(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(provenance, "IMPORTED", [])
+    monkeypatch.setattr(cli, "IMPORTED", provenance.IMPORTED)
     monkeypatch.setattr("anp_vs.networks.NETWORKS", NETWORKS)
     monkeypatch.setitem(NETWORKS, "mine", nn.Identity)  # so that it is taken out again
     del NETWORKS["mine"]
@@ -67,6 +69,7 @@ def test_a_module_of_the_users_registers_its_networks(
     again = load(save(network, tmp_path / "net"))
     assert type(again) is NETWORKS["mine"]
     capsys.readouterr()
+    assert provenance.proposed("train here") == "anp-vs --import my_networks train here"
     assert cli.main(["--import", "no_such_module", "recipes"]) == 2
     assert "no_such_module" in capsys.readouterr().err
     assert cli.main(["--import"]) == 2

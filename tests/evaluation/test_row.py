@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,6 +211,22 @@ def test_a_saved_network_is_evaluated_as_its_card_says(folder: Path) -> None:
     plain = serialization.save(build("lenet5-caffe"), "plain")
     with pytest.raises(InputError, match="--data"):
         evaluate_model(str(plain), Conditions(eps=0.1), out=Path("row.json"))
+
+
+def test_a_recipe_that_was_edited_after_training_is_refused_by_its_fields(folder: Path) -> None:
+    path = make_run(folder, "digits/at")
+    text = (path / "recipe.yaml").read_text()
+    assert "restarts: " in text
+    (path / "recipe.yaml").write_text(re.sub("restarts: .*", "restarts: 3", text))
+    with pytest.raises(RunError, match=r"not what the network beside it was trained with: restarts \(3 there"):
+        evaluate_run(path, **FAST)
+
+
+def test_data_of_other_classes_than_the_network_was_trained_on_are_refused(folder: Path) -> None:
+    named = build("lenet5-caffe")
+    saved = serialization.save(named, folder / "named", classes=[f"letter {n}" for n in range(10)])
+    with pytest.raises(InputError, match=r"tells letter 0, .* apart and the data hold 0, 1, 2"):
+        evaluate_model(str(saved), Conditions(data="digits", eps=0.1), out=folder / "row.json", **FAST)
 
 
 def test_the_row_of_a_run_carries_its_diagnosis(folder: Path) -> None:

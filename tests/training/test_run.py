@@ -2,20 +2,24 @@
 
 import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from anp_vs import recipes, serialization
 from anp_vs.errors import InputError, RunError
+from anp_vs.networks import NETWORKS
 from anp_vs.report.training_figures import steps_per_epoch
 from anp_vs.training import checkpoint, run, run_directory
 from anp_vs.training.loop import Trainer
 from anp_vs.training.run_directory import MetricsLog, RunDirectory
 from training.tiny import (
     PRUNING,
+    Asked,
     digits,
     equal,
     log_of,
@@ -75,6 +79,51 @@ def test_a_target_that_was_not_reached_is_said(path: Path) -> None:
     said = [line["message"] for line in log_of(path) if "gates fixed" in line.get("message", "")]
     assert len(said) == 1
     assert "the target of 99.9 % was not reached" in said[0]
+
+
+def test_other_training_pictures_than_the_run_began_with_are_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "stop_asked", lambda: Asked(lambda: True))
+    with pytest.raises(run.Stopped):
+        run.train(recipe("at"), out=path, quiet=True)
+    whole = digits()
+    fewer = dataclasses.replace(whole, train=whole.train.head(len(whole.train) - 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "load_data", lambda *_, **__: fewer)
+        with pytest.raises(RunError, match=r"training images of digits are not those that .* began with"):
+            run.train(recipe("at"), out=path, quiet=True)
+    with pytest.raises(run.Stopped):  # the same ones are welcome
+        run.train(recipe("at"), out=path, quiet=True)
+
+
+class Outputs(nn.Module):
+    """Answers with what a classifier should not."""
+
+    def __init__(self, kind: str, classes: int) -> None:
+        super().__init__()
+        self.kind, self.fc = kind, nn.Linear(784, classes - (kind == "one too few"))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(images.flatten(1))
+        return logits.squeeze() if self.kind == "squeezed" else logits.softmax(1) if self.kind == "softmax" else logits
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("one too few", "has 9 outputs and the data 10 classes"),
+        ("softmax", "these are probabilities"),
+        ("squeezed", "for 1 images"),
+    ],
+)
+def test_a_network_whose_evaluation_would_be_refused_is_not_trained(
+    kind: str, said: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NETWORKS, "outputs", partial(Outputs, kind))
+    with pytest.raises(InputError, match=said):
+        run.train(recipe("at", network="outputs"), out=path, quiet=True)
+    assert not path.exists()
 
 
 def test_a_finished_run_is_loaded_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ class Lowered(nn.Module):
         kept = {below for path in seen for below in network.get_submodule(path).modules()}
         for module in network.modules():
             if module not in kept:
-                module._apply(lambda t: t.to(dtype) if t.is_floating_point() else t, recurse=False)
+                module._apply(lambda t: t.to(dtype) if t.is_floating_point() else t, recurse=False)  # type: ignore[no-untyped-call]
         for path in first - {""}:  # a network that holds such weights itself stays float32 whole
             parent, _, leaf = path.rpartition(".")
             setattr(network.get_submodule(parent), leaf, nn.Sequential(network.get_submodule(path), _To(dtype)))

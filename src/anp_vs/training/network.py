@@ -52,9 +52,10 @@ def _check_logits(network: nn.Module, classes: int) -> None:
     """
     example, kept = example_for(network), {name: buffer.clone() for name, buffer in network.named_buffers()}
     with evaluating(network), seeded(0, example.device), torch.no_grad():  # every module gets its mode back
-        for images in (example, example[:1]):  # one alone, too: a squeeze would take that axis away
-            logits = network(images)
-            check_logits(logits, torch.zeros(len(images), dtype=torch.int64))
+        alone = network(example[:1])  # a squeeze would take that axis away
+        check_logits(alone, torch.zeros(1, dtype=torch.int64))
+        logits = network(example)
+        check_logits(logits, torch.zeros(len(example), dtype=torch.int64))
         answer = network.train()(example)
         for name, buffer in network.named_buffers():  # normalisation has counted the example
             buffer.copy_(kept[name])
