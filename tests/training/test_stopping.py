@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from anp_vs import serialization
+from anp_vs.networks import NETWORKS
+from anp_vs.pruning.gate import gates
 from anp_vs.training import checkpoint, run
 from anp_vs.training.loop import Trainer
-from training.tiny import PRUNING, Asked, log_of, recipe, same_run, send, start, trainer, waited
+from training.tiny import PRUNING, Asked, log_of, recipe, residual, same_run, send, start, trainer, waited
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -93,3 +97,22 @@ def test_killed_at_random_instants_a_run_ends_bit_for_bit_the_same(path: Path, t
         assert kills < 50
     assert kills
     same_run(tmp_path / "whole", path)
+
+
+def test_the_channels_of_a_residual_stream_leave_where_that_is_asked_and_a_stopped_run_goes_on(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NETWORKS, "tiny-residual", residual)
+    asked = {**PRUNING, "network": "tiny-residual", "cost_exponent": 0.3, "decide_at": 0.5}
+    kept = run.train(recipe("anp-vs", **asked), out=tmp_path / "kept", quiet=True)
+    whole = run.train(recipe("anp-vs", **asked, residual="share"), out=tmp_path / "whole", quiet=True)
+    assert len(gates(whole.network)) > len(gates(kept.network))
+    stopped = iter([True])
+    monkeypatch.setattr(run, "stop_asked", lambda: Asked(lambda: next(stopped, False)))
+    with pytest.raises(run.Stopped):
+        run.train(recipe("anp-vs", **asked, residual="share"), out=path, quiet=True)
+    run.train(path, quiet=True)
+    same_run(tmp_path / "whole", path)
+    small = serialization.load(path / "compact.safetensors")
+    images = torch.rand(3, 1, 28, 28)
+    torch.testing.assert_close(small(images), whole.network(images), rtol=1e-4, atol=1e-4)

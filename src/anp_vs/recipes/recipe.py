@@ -101,6 +101,8 @@ class Recipe:
             beta constant, as published. 10 is usual.
         cost_exponent: c in (m / mean m)^c, which a unit's KL term is multiplied by, m being the MACs that its
             removal spares an image and the powers scaled to a mean of 1; 0 prices all units alike, as published.
+        residual: where a network adds two paths, keep leaves the stream's channels whole; share gives all layers that
+            read them one gate, so that they can go, too. Only keep is as published, for networks that declare their gates.
         remove_after: units that stay pruned for this many steps leave the training network; 0 keeps them.
         average: decay of the running average of the weights that is evaluated and saved; 0 uses the last weights.
         precision: float32 or bfloat16, of training alone: evaluation is always float32, and so is everything that
@@ -157,6 +159,7 @@ class Recipe:
     target_sparsity: float | None = None
     beta_gain: float = 0.0
     cost_exponent: float = 0.0
+    residual: Literal["keep", "share"] = "keep"
     remove_after: int = 0
     average: float = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -89,7 +89,7 @@ class Trainer:
         self.reinitialised = self.method.begin(network, start) if start is not None else []
         network = self.method.prepare(network)
         if self.method.gated:
-            set_prices(insert_gates(network), recipe.cost_exponent)
+            set_prices(insert_gates(network, residual=recipe.residual), recipe.cost_exponent)
         scale_dropout(network, recipe.dropout)
         self.network = network.to(fabric.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.decided = not self.method.gated

@@ -157,7 +157,7 @@ def _time_compiled(
         processes: that share a batch.
     """
     if recipe.method.gated:
-        found = gates(insert_gates(network))
+        found = gates(insert_gates(network, residual=recipe.residual))
         shrink(network, {path: torch.arange(g.units) >= max(1, stays * g.units) for path, g in found.items()})
     example, precision = example_for(network), cast(Precision, recipe.precision)
     batch = example[:1].expand(max(1, recipe.batch_size // processes), -1, -1, -1).clone()
