@@ -15,7 +15,7 @@ from anp_vs import serialization
 from anp_vs.data import load as load_data
 from anp_vs.data import to_float
 from anp_vs.errors import InputError, RunError
-from anp_vs.evaluation.figure_files import diagnosis_of
+from anp_vs.evaluation.figure_files import diagnosis_of, keep
 from anp_vs.evaluation.models import find_model
 from anp_vs.evaluation.row import Conditions, black_box_source, evaluate_model, evaluate_run
 from anp_vs.networks import build
@@ -236,6 +236,15 @@ def test_the_row_of_a_run_carries_its_diagnosis(folder: Path) -> None:
     assert found is not None
     assert found["images"] == 10
     assert found["signs"] == json.loads(json.dumps(row["diagnosis"]["signs"]))
+    # What is measured by itself later, on more images, keeps the check that only the row could make.
+    only = {**found["signs"][0], "name": "of the row alone", "suspicious": True}
+    row["diagnosis"]["signs"] = [*found["signs"], only]
+    (run / "evaluation.json").write_text(json.dumps(row))
+    keep(run, "diagnosis", {name: found[name] for name in ("signs", "suspicious")} | {"images": 12})
+    both = diagnosis_of(run)
+    assert both is not None
+    assert (both["images"], both["suspicious"], both["signs"][-1]) == (12, True, only)
+    assert len(both["signs"]) == len(found["signs"]) + 1
     torch.manual_seed(5)
     serialization.save(build("lenet5-caffe"), run / "network")  # trained again: what was found is of another network
     assert diagnosis_of(run) is None

@@ -64,14 +64,18 @@ def kept(run: Path, name: str) -> dict[str, Any] | None:
 
 
 def diagnosis_of(run: Path) -> dict[str, Any] | None:
-    """What was found about masked gradients of the run's present network: by itself, else with its row."""
-    alone = kept(run, DIAGNOSIS)
-    row = read_object(run / "evaluation.json") if alone is None else None
+    """What was found about masked gradients of the run's present network: by itself, with what only its row checked."""
+    alone, row = kept(run, DIAGNOSIS), read_object(run / "evaluation.json")
     if row is None or row.get("network_sha256") != network_of(run) or not row.get("diagnosis"):
         return alone
     found: dict[str, Any] = row["diagnosis"]
-    origin = {name: row[name] for name in ("command", "commit", "hardware", "versions") if name in row}
-    return found | origin | {"asked": found["images"]}
+    if alone is None:
+        origin = {name: row[name] for name in ("command", "commit", "hardware", "versions") if name in row}
+        return found | origin | {"asked": found["images"]}
+    names = {sign["name"] for sign in alone["signs"]}
+    more = [sign for sign in found["signs"] if sign["name"] not in names]
+    suspicious = alone["suspicious"] or any(sign["suspicious"] for sign in more)
+    return alone | {"signs": [*alone["signs"], *more], "suspicious": suspicious}
 
 
 LARGEST = 100_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -213,6 +214,8 @@ def evaluate_model(name: str, conditions: Conditions, *, out: Path, **options: A
 def _check_folder(out: Path) -> None:
     if not out.parent.is_dir():
         raise RunError(f"There is no folder {out.parent} for the row. Make it, or name another file with --out.")
+    if not os.access(out.parent, os.W_OK):
+        raise RunError(f"The folder {out.parent} cannot be written. Make it writable, or name another file with --out.")
 
 
 def _attack(conditions: Conditions, recipe: Recipe | None) -> tuple[float, float, int]:
