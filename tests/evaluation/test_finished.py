@@ -276,7 +276,9 @@ def test_a_row_of_fewer_images_replaces_none_of_more(run: Path, tmp_path: Path) 
     assert json.loads((tmp_path / "quick.json").read_text())["recipe"] == "digits/anp-vs"
     evaluate_run(run, **FAST)  # as many
     torch.manual_seed(5)
-    serialization.save(build("lenet5-caffe"), run / "network", recipe=recipes.to_dict(recipes.load(run / "recipe.yaml")))
+    serialization.save(
+        build("lenet5-caffe"), run / "network", recipe=recipes.to_dict(recipes.load(run / "recipe.yaml"))
+    )
     assert evaluate_run(run, **FAST | {"limit": 5})["images"] == 5  # the row was of another network
 
 
