@@ -67,11 +67,12 @@ class Dropout(nn.Module):
 
     Args:
         probability: share of elements set to zero in training, in [0, 1).
+        channels: drop whole channels (axis 1), as `nn.Dropout2d` does.
     """
 
-    def __init__(self, probability: float) -> None:
+    def __init__(self, probability: float, *, channels: bool = False) -> None:
         super().__init__()
-        self.probability = probability
+        self.probability, self.channels = probability, channels
         self.copies = 1
         self.share = (0, 1)  # as `Gate.share`
 
@@ -80,7 +81,8 @@ class Dropout(nn.Module):
         if not self.training or not self.probability:
             return features
         rank, world = self.share
-        shape = (world, features.shape[0] // self.copies, *features.shape[1:])
+        tail = features.shape[1:2] + (1,) * (features.dim() - 2) if self.channels else features.shape[1:]
+        shape = (world, features.shape[0] // self.copies, *tail)
         keep = torch.empty(shape, dtype=features.dtype, device=features.device)
         keep = keep.bernoulli_(1 - self.probability).div_(1 - self.probability)[rank]
         if features.dim() == 4 and features.is_contiguous(memory_format=torch.channels_last):
@@ -90,6 +92,23 @@ class Dropout(nn.Module):
     def extra_repr(self) -> str:
         """The probability."""
         return f"{self.probability}"
+
+
+_PLAIN = {nn.Dropout: False, nn.Dropout1d: True, nn.Dropout2d: True, nn.Dropout3d: True}
+"""PyTorch's dropout layers that `Dropout` can stand in for, and whether they drop whole channels."""
+
+
+def share_dropout(network: nn.Module) -> None:
+    """Put `Dropout` in the place of PyTorch's own layers, in place, so that two halves of a batch can share their masks.
+
+    With masks of their own V would hold their noise, and processes that share a batch would each drop the same.
+    """
+    made: dict[nn.Module, Dropout] = {}  # a layer that is used twice stays one
+    for parent in list(network.modules()):
+        for name, child in parent._modules.items():
+            if type(child) in _PLAIN and child.p < 1:  # type: ignore[union-attr, operator]
+                shared = made.setdefault(child, Dropout(child.p, channels=_PLAIN[type(child)]))  # type: ignore[union-attr, arg-type, index]
+                parent._modules[name] = shared.train(child.training)  # type: ignore[union-attr]
 
 
 def scale_dropout(network: nn.Module, factor: float) -> None:

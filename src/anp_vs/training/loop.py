@@ -17,7 +17,7 @@ from anp_vs.errors import InputError, RunError
 from anp_vs.methods.awp import perturbed_objective
 from anp_vs.methods.method import Objective
 from anp_vs.networks.copying import copied
-from anp_vs.networks.layers import scale_dropout
+from anp_vs.networks.layers import scale_dropout, share_dropout
 from anp_vs.pruning.gate import gates, last_to_go, sparsity_percent
 from anp_vs.pruning.graph import example_for
 from anp_vs.pruning.insertion import insert_gates
@@ -90,6 +90,7 @@ class Trainer:
         network = self.method.prepare(network)
         if self.method.gated:
             set_prices(insert_gates(network, residual=recipe.residual), recipe.cost_exponent)
+        share_dropout(network)
         scale_dropout(network, recipe.dropout)
         self.network = network.to(fabric.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.decided = not self.method.gated
