@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from anp_vs.networks.lenet import LeNet
 from anp_vs.pruning.gate import gates
 from anp_vs.pruning.insertion import insert_gates
 from anp_vs.recipes import RECIPES
+from anp_vs.terminal import exit_status
 from anp_vs.training import run
-from training.tiny import TinyConvolution, patched, recipe
+from training.tiny import TinyConvolution, few, recipe
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +33,10 @@ def plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "110")
     monkeypatch.setitem(NETWORKS, "tiny-convolution", TinyConvolution)
+    few(monkeypatch)
     root = logging.getLogger()
     handlers = list(root.handlers)
-    with warnings.catch_warnings(), patched():
+    with warnings.catch_warnings():
         yield
     root.handlers = handlers
 
@@ -195,14 +198,16 @@ def test_a_wrong_recipe_file(text: str, pattern: str, anp_vs: Any) -> None:
 
 def test_a_directory_of_another_recipe_and_one_in_use(anp_vs: Any) -> None:
     Path("mine.yaml").write_text(recipes.dump(recipe()))
+    with run.RunDirectory(Path("here")):
+        paragraph(anp_vs("train", "mine.yaml", "--out", "here"), "in use by this very process")
     assert anp_vs("train", "mine.yaml", "--out", "here", "--quiet").status == 0
     paragraph(
         anp_vs("train", "mine.yaml", "--out", "here", "--lr", "0.5"),
         # What the run settled by itself (precision, layout, compilation) is no difference and is not named.
         r"another recipe: lr \(0.003 there, 0.5 asked\)\. Choose",
     )
-    with run.RunDirectory(Path("here")):
-        paragraph(anp_vs("train", "here"), "in use by this very process")
+    with run.RunDirectory(Path("here")):  # what is finished is only read
+        assert anp_vs("train", "here").status == 0
 
 
 def test_weights_of_another_number_of_classes(anp_vs: Any) -> None:
@@ -297,7 +302,8 @@ def test_a_stopped_run_ends_with_the_status_of_a_signal(anp_vs: Any, monkeypatch
     monkeypatch.setattr(run.Trainer, "advance", signalled)
     ran = anp_vs("train", "mine.yaml", "--out", "here")
     assert ran.status == 130
-    assert "Stopped at step 1 of 12; everything is saved. Go on with: anp-vs train here" in ran.err
+    assert "Stopped at step 1 of 12; everything is saved. Give the same command again" in ran.err
+    assert "goes on with: anp-vs train here" in ran.err
 
 
 def test_an_interrupt_outside_training_is_no_traceback(anp_vs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,3 +348,33 @@ def test_as_a_program_a_mistake_has_a_status_and_no_traceback(tmp_path: Path) ->
     assert done.stderr.startswith("anp-vs: There is no recipe")
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_the_versions_and_both_spellings_of_import(anp_vs: Any) -> None:
+    assert anp_vs("--version").out.startswith("anp-vs ")
+    paragraph(anp_vs("--import", "nets.py", "recipes"), r"--import nets\.py: No module named .* Give a \.py file")
+    paragraph(anp_vs("--import=nets.py", "recipes"), r"--import nets\.py: No module named")
+
+
+def test_a_row_cannot_be_written_over_a_folder(anp_vs: Any) -> None:
+    Path("mine.yaml").write_text(recipes.dump(recipe()))
+    Path("rows").mkdir()
+    assert anp_vs("train", "mine.yaml", "--out", "here", "--quiet").status == 0
+    paragraph(
+        anp_vs("evaluate", "here", "--out", "rows"), r"rows is a folder; --out names the file .* rows/evaluation\.json"
+    )
+
+
+def test_a_full_gpu_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee documentation.")
+
+    assert exit_status(full) == 2
+    said = capsys.readouterr().err
+    assert "memory is full (CUDA out of memory. Tried to allocate 2 GiB.). Lower the batch size" in said
+    with pytest.raises(RuntimeError, match="something else"):
+        exit_status(partial(_raise, RuntimeError("something else")))
+
+
+def _raise(error: Exception) -> int:
+    raise error

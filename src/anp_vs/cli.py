@@ -27,7 +27,7 @@ from anp_vs.commands import (
     TrainCommand,
 )
 from anp_vs.errors import InputError
-from anp_vs.provenance import IMPORTED, proposed
+from anp_vs.provenance import IMPORTED, proposed, versions
 from anp_vs.terminal import OutputConsole, exit_status, plain_console
 
 USAGE = """anp-vs: train image classifiers that resist attacks and are small, and measure both honestly.
@@ -42,7 +42,7 @@ USAGE = """anp-vs: train image classifiers that resist attacks and are small, an
   anp-vs reproduce TABLE         all rows of a published table: train, evaluate, report, on this machine or many
   anp-vs recipes                 every recipe with its source
 
-Each command explains itself with --help. Networks of your own: anp-vs --import MODULE COMMAND ..., where the
+Each command explains itself with --help; --version names the versions. Networks of your own: anp-vs --import MODULE COMMAND ..., where the
 module (looked for in this folder first) calls anp_vs.networks.register.
 """
 
@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for a user's mistake, 130 when stopped by a signal, 141 when nobody reads on."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     _speak_plainly()
+    if words and words[0].startswith("--import="):
+        words[:1] = words[0].split("=", 1)
     if words and words[0] == "--import":
         return _with_module(words[1:])
     return exit_status(lambda: _command(words))
@@ -59,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
+        return 0
+    if words[0] == "--version":
+        print(f"anp-vs {versions()['anp-vs']}, torch {versions()['torch']}")
         return 0
     if (command := COMMANDS.get(words[0])) is None:
         raise InputError(f"There is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}.")
@@ -81,7 +86,9 @@ def _register(words: list[str]) -> int:
     try:
         importlib.import_module(file.stem if named else words[0])
     except ImportError as error:
-        raise InputError(str(error)) from error
+        raise InputError(
+            f"--import {words[0]}: {error}. Give a .py file, or a module in this folder or the environment."
+        ) from error
     return 0
 
 
@@ -112,9 +119,13 @@ def train(words: list[str]) -> int:
     run = run_training(
         asked.recipe, out=asked.out, device=asked.device, devices=asked.devices, nodes=asked.nodes, quiet=asked.quiet,
     )  # fmt: skip
-    figures = ", ".join(f"{k} {v:.2f}" for k, v in run.metrics.items() if k.endswith(("accuracy", "sparsity")))
-    where = "validation split" if "clean_accuracy" in run.metrics else "training batches"
-    print(f"{run.path}: {figures} ({where})\nNext: {proposed(f'evaluate {run.path}')}")
+    shown = {k: f"{k} {v:.2f}" for k, v in run.metrics.items() if k.endswith(("accuracy", "sparsity"))}
+    training = [shown.pop(name) for name in list(shown) if name.startswith("train_")]
+    if validation := [shown.pop(name) for name in list(shown) if name.endswith("accuracy")]:
+        shown["validation"] = f"on the validation split {', '.join(validation)}"
+    if training:
+        shown["training"] = f"on the last training batches {', '.join(training)}"
+    print(f"{run.path}: {'; '.join(shown.values())}\nNext: {proposed(f'evaluate {run.path}')}")
     return 0
 
 
@@ -146,18 +157,27 @@ def evaluate(words: list[str]) -> int:
         f"\n{row['diagnosis']['verdict']}\n" if row["diagnosis"] else "Signs of masked gradients were not looked for."
     )
     if row["black_box_accuracy"] is None:
-        values = row.get("recipe_values", {})
-        source = values.get("black_box")
-        made_for = recipes.RECIPES[source].data if source in recipes.RECIPES else values.get("data")
-        same = "" if values.get("data") == made_for else f" --data {values['data']}, with the same --pictures options"
-        train = f"train the source first (anp-vs train {source}{same}), or " if source else ""
-        print(f"No black-box figures: {train}give --black-box RUN_OR_MODEL.")
+        print(f"No black-box figures: {_source_to_train(run) if run.is_dir() else ''}give --black-box RUN_OR_MODEL.")
     if "query_accuracy" in row:
         print(f"{row['query_accuracy']:.2f} % under Square with {row['queries']} queries an image.")
     for line in described(row):
         print(line)
     print(f"The row with its provenance: {out}; each image: {out.with_name(out.stem + '-images.json')}")
     return 0
+
+
+def _source_to_train(run: Path) -> str:
+    """What to say about the black-box source that a run's recipe names and that is not there."""
+    from anp_vs.training.run_directory import RunDirectory, root_of
+
+    recipe = RunDirectory(run).read_recipe()
+    source = recipes.RECIPES.get(recipe.black_box or "")
+    if source is None:
+        return ""
+    same = "" if recipe.data == source.data else f" --data {recipe.data}"
+    pictures = ", with the same --pictures options" if same else ""
+    place = RunDirectory.default(source, root_of(run, recipe))
+    return f"train the source first ({proposed(f'train {source.name}{same} --out {place}')}{pictures}), or "
 
 
 def compact(words: list[str]) -> int:
@@ -169,9 +189,13 @@ def compact(words: list[str]) -> int:
     asked = tyro.cli(CompactCommand, args=words, prog="anp-vs compact")
     path = asked.run / "network.safetensors" if asked.run.is_dir() else asked.run
     network = serialization.load(path)
+    silent: dict[str, int] = {}
     small = make_small(network, multiple=asked.multiple)
-    small, silent = without_silent(small) if asked.multiple == 1 else (small, {})
-    saved = serialization.save(small, asked.out or path.with_name("compact.safetensors"))
+    trained: dict[str, str] = serialization.card_of(network).get("recipe") or {}
+    # Standardised images are no images in [0, 1]; a multiple that was asked for stays one.
+    if asked.multiple == 1 and trained.get("protocol", "pixel-space") == "pixel-space":
+        small, silent = without_silent(small)
+    saved = serialization.save(small, asked.out or path.with_name("compact.safetensors"), silent_units=silent)
     before, after = (sum(p.numel() for p in n.parameters()) for n in (network, small))
     print(f"{saved}: {after:,} of {before:,} parameters")
     if silent:
@@ -239,8 +263,8 @@ def reproduce(words: list[str]) -> int:
         autoattack=asked.autoattack,
     )  # fmt: skip
     overview = table.reproduce(
-        jobs, cluster=asked.cluster, retries=asked.retries, cpus=asked.cpus, gpus=asked.gpus, data_root=data_root,
-        device=asked.device, dry=asked.dry,
+        jobs, cluster=asked.cluster, retries=asked.retries, cpus=asked.cpus, gpus=asked.gpus, device=asked.device,
+        dry=asked.dry,
     )  # fmt: skip
     if asked.dry:
         OutputConsole().print(overview.plan())

@@ -13,11 +13,11 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     Every submodule's flag is set by itself and restored by itself, so a network that is partly in evaluation
     mode (a frozen BatchNorm in a training network, say) comes back that way.
     """
-    training = [module for module in network.modules() if module.training]
+    modes = [(module, module.training) for module in network.modules()]
     try:
-        for module in training:
+        for module, _ in modes:
             module.training = False
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, mode in modes:
+            module.training = mode

@@ -16,6 +16,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from anp_vs.errors import InputError, RunError
+from anp_vs.modes import evaluating
 from anp_vs.networks import NETWORKS, build
 from anp_vs.networks.bayesian import bayesian_layers, make_bayesian
 from anp_vs.networks.images import declared_shape
@@ -109,7 +110,10 @@ def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _logits(network: nn.Module) -> int | None:
-    """Number of logits: rows of the last dense or convolution weight."""
+    """Number of logits: what a built-in network returns; of another, the rows of its last dense or convolution weight."""
+    if architecture(network) in NETWORKS:
+        with evaluating(network), torch.no_grad():
+            return int(network(example_for(network)).shape[1])
     weights = [v for n, v in network.state_dict().items() if n.endswith("weight") and v.dim() > 1]
     return int(weights[-1].shape[0]) if weights else None
 

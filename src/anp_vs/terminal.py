@@ -47,6 +47,14 @@ def exit_status(command: Callable[[], int]) -> int:
     except AnpVsError as error:
         plain_console(stderr=True).print(f"anp-vs: {error}", markup=False)
         return 130 if isinstance(error, Stopped) else 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is slow to import for a word of help
+            raise
+        plain_console(stderr=True).print(
+            f"anp-vs: the GPU's memory is full ({str(error).splitlines()[0]}). Lower the batch size (a recipe's batch_size), "
+            f"free the GPU, or compute with --device cpu. What was saved is intact.", markup=False,
+        )  # fmt: skip
+        return 2
     except KeyboardInterrupt:  # in training it ends the run in order; here there is nothing to save
         plain_console(stderr=True).print("anp-vs: interrupted.")
         return 130

@@ -10,6 +10,7 @@ from anp_vs.methods import AT, PretrainedAT
 from anp_vs.methods.pretrained_at import head_of, transfer_weights
 from anp_vs.networks import LeNet
 from anp_vs.networks import build as build_network
+from anp_vs.pruning.insertion import insert_gates
 
 
 @pytest.mark.parametrize("name", ["lenet5-caffe", "vgg16"])
@@ -36,6 +37,12 @@ def test_the_source_is_not_shared_and_what_does_not_fit_is_named() -> None:
     with torch.no_grad():
         target.conv2.weight.zero_()
     assert source.conv2.weight.abs().max() > 0
+
+
+def test_a_network_with_gates_is_refused() -> None:
+    gated = insert_gates(build_network("lenet5-caffe")).state_dict()
+    with pytest.raises(InputError, match="has gates"):
+        transfer_weights(build_network("lenet5-caffe"), gated)
 
 
 def test_another_architecture_is_refused() -> None:

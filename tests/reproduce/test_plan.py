@@ -77,6 +77,28 @@ def test_the_prerequisite_of_the_plan_is_the_one_that_training_looks_for() -> No
                 assert (before.name, before.seed, before.data_root) == (wanted, 5, "elsewhere")
 
 
+def test_pretraining_keeps_its_own_data_and_validation_under_any_name() -> None:
+    for name in ("mnist-cpu/pretrained-at", "cifar10-cpu/pretrained-at", "cifar100/pretrained-at"):
+        recipe = recipes.RECIPES[name]
+        usual, mine = (
+            recipes.prerequisite(recipes.override(recipe, {"validation": 100, **more}))
+            for more in ({}, {"name": "mine/pre"})
+        )
+        assert usual == mine
+        assert usual is not None
+        own = recipes.RECIPES[str(recipe.start)]
+        assert (usual.data, usual.validation) == (own.data, own.validation)
+        assert usual.data != recipe.data
+    elsewhere = recipes.prerequisite(recipes.override(recipe, {"data": "mnist", "validation": 100}))
+    assert elsewhere is not None
+    assert (elsewhere.data, elsewhere.validation) == ("mnist", 100)
+
+
+def test_pretraining_on_other_data_is_trained_and_not_evaluated() -> None:
+    (alone,) = plan("mnist", rows=["pretraining"])
+    assert (alone.trains, alone.recipe.data) == (True, "digits")
+
+
 def test_what_is_needed_sees_the_same_images_through_two_stages() -> None:
     for name in ("mnist-best/anp-vs", "mine"):
         best = recipes.override(recipes.RECIPES["mnist-best/anp-vs"], {"name": name, "data": "digits", "seed": 3})
@@ -255,7 +277,6 @@ def test_the_cluster_is_told_whole_paths(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(reproduce_table, "work_on_cluster", lambda jobs, _, **given: asked.update(given, jobs=jobs))
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", "mnist", "--cluster", "--data-root", "data", "--out", "runs"]) == 0
-    assert asked["data_root"] == str(tmp_path / "data")
     assert {job.recipe.data_root for job in asked["jobs"]} == {str(tmp_path / "data")}
     assert all(job.run.is_relative_to(tmp_path / "runs") for job in asked["jobs"])
 

@@ -1,12 +1,11 @@
 """Networks small enough to train in every test."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from anp_vs.networks import NETWORKS
-from training.tiny import TinyConvolution, patched, residual, traced
+from training.tiny import TinyConvolution, few, residual, traced
 
 
 @pytest.fixture(autouse=True)
@@ -18,10 +17,9 @@ def tiny_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tiny() -> Iterator[None]:
-    """While a test runs, a whole training run takes a moment."""
-    with patched():
-        yield
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a test runs, a whole training run takes a moment; undone in turn with what the test patches over it."""
+    few(monkeypatch)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anp_vs import serialization
 from anp_vs.errors import InputError
 from anp_vs.networks import NETWORKS
 from anp_vs.training import run
@@ -105,3 +106,26 @@ def test_looking_at_a_network_in_training_mode_leaves_no_trace() -> None:
         torch.manual_seed(3)
         drawn.append((dict(begin().state_dict()), torch.rand(3)))
     equal(*drawn)
+
+
+class HeadFirst(FunctionalActivations):
+    """Its head is registered before what comes first, and one normalisation never leaves evaluation mode."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(classes)
+        del self.conv1
+        self.conv1, self.norm = nn.Conv2d(1, 6, 3, 2), nn.BatchNorm2d(6).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) + 0 * self.norm(self.conv1(images)).mean()
+
+
+@pytest.mark.parametrize("method", ["standard", "at"])
+def test_the_order_of_layers_and_a_frozen_normalisation_are_kept(
+    method: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NETWORKS, "head-first", HeadFirst)
+    done = run.train(recipe(method, network="head-first"), out=path, quiet=True)
+    assert serialization.card_of(done.network)["logits"] == 10
+    assert list(done.network.state_dict())[-6] != "fc.weight"
+    assert int(done.network.get_buffer("norm.num_batches_tracked")) == 0

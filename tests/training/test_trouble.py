@@ -181,6 +181,24 @@ def test_a_stopped_run_goes_on_when_the_recipe_is_told_to(tmp_path: Path, monkey
     assert RunDirectory(tmp_path).read_recipe().on_trouble == "continue"
 
 
+def test_a_stopped_run_steps_back_when_it_is_told_to_only_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = Trainer.advance
+
+    def spoiling(training: Trainer) -> Any:
+        report = advance(training)
+        if training.step == AT_STEP and training.eased > 0.3:
+            with torch.no_grad():
+                weights(training.network, math.inf)
+        return report
+
+    monkeypatch.setattr(Trainer, "advance", spoiling)
+    with pytest.raises(RunError, match="--on-trouble step-back"):
+        run.train(asked("stop"), out=tmp_path, quiet=True)
+    run.train(tmp_path, on_trouble="step-back", quiet=True)
+    assert RunDirectory(tmp_path).finished
+    assert checkpoint.read(tmp_path / "checkpoint.state")["eased"] == 0.25
+
+
 @pytest.mark.parametrize("name", ["lenet5-caffe", "vgg16"])
 def test_a_fresh_network_has_no_silent_layer_and_one_that_is_silenced_is_found_alone(name: str) -> None:
     network = build(name).eval()

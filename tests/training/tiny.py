@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -129,13 +130,24 @@ def traced(classes: int = 10) -> nn.Module:
     return network
 
 
+FEW: dict[str, Any] = {"load_data": lambda *_, **__: digits(), "LOG_EVERY": 3, "CHECKPOINT_SECONDS": 0.0}
+"""What `anp_vs.training.run` trains on, logs and saves by, so that a whole run takes a moment."""
+
+
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like `patched`, until the test ends, and undone in turn with what the test patches over it."""
+    for name, value in FEW.items():
+        monkeypatch.setattr(run, name, value)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 @contextmanager
 def patched(**values: Any) -> Iterator[None]:
     """While open, `anp_vs.training.run` trains on the few digits, logs often, and saves after every step.
 
     Nothing waits for the disk: that guards against a power cut, which no test can make.
     """
-    values = {"load_data": lambda *_, **__: digits(), "LOG_EVERY": 3, "CHECKPOINT_SECONDS": 0.0} | values
+    values = FEW | values
     before = {name: getattr(run, name) for name in values}
     for name, value in values.items():
         setattr(run, name, value)

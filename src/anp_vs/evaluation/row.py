@@ -212,6 +212,8 @@ def evaluate_model(name: str, conditions: Conditions, *, out: Path, **options: A
 
 
 def _check_folder(out: Path) -> None:
+    if out.is_dir():
+        raise RunError(f"{out} is a folder; --out names the file of the row, such as {out / 'evaluation.json'}.")
     if not out.parent.is_dir():
         raise RunError(f"There is no folder {out.parent} for the row. Make it, or name another file with --out.")
     if not os.access(out.parent, os.W_OK):

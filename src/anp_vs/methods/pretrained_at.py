@@ -76,8 +76,13 @@ def transfer_weights(network: nn.Module, state: Mapping[str, Tensor]) -> list[st
         trained network does not have in the same shape (a first convolution for another number of colours).
 
     Raises:
-        InputError: no layer before the last one fits: another architecture.
+        InputError: no layer before the last one fits: another architecture; or the weights hold gates.
     """
+    if any(name.endswith("a_uc") for name in state):
+        raise InputError(
+            "The network to start from has gates, which fine-tuning does not take over. Start from one without, or from the "
+            "compact one that is saved beside it."
+        )
     head = head_of(network)
     own = network.state_dict()
     fits = {

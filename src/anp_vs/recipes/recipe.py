@@ -74,7 +74,7 @@ class Recipe:
         source: where its values come from.
         data: digits, mnist, cifar10, cifar100, or folder:PATH.
         pictures: how the pictures of folder:PATH become images; the other data sets do not look at it.
-        data_root: folder that holds the data set already; None downloads it.
+        data_root: folder that holds the data set, or is to; None downloads it into the user's cache folder.
         validation: images held out of the training set; None for the data set's default, 0 trains without validation.
         network: a built-in network, or one that was registered (`anp_vs.networks.register`).
         method: the loss and its hyper-parameters.

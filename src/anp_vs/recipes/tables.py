@@ -257,20 +257,22 @@ def prerequisite(recipe: Recipe, field: Literal["start", "teacher"] = "start") -
     """The recipe whose trained network this one starts with or learns from: same seed, same images; None without one.
 
     When this recipe's data, pictures or (to start from) network are not those of the other, the other is trained on
-    this one's, under a name of its own. Only a built-in recipe may start from what has seen other data: that is what
-    pre-training is for.
+    this one's, under a name of its own. Other data are only those of a built-in recipe that starts from the same
+    network: that is what pre-training is for.
     """
     wanted = getattr(recipe, field)
     if wanted not in RECIPES:
         return None
     other = RECIPES[wanted]
-    accepted = [other, RECIPES.get(recipe.name, other)] if field == "start" else [other]
+    accepted = [other, *(each for each in RECIPES.values() if field == "start" and each.start == wanted)]
     shared = ("data", "pictures", "network", "protocol") if field == "start" else ("data", "pictures")
     own = {
         name: getattr(recipe, name) for name in shared
         if all(getattr(recipe, name) != getattr(each, name) for each in accepted)
     }  # fmt: skip
-    handed_on: dict[str, Any] = {"seed": recipe.seed, "data_root": recipe.data_root, "validation": recipe.validation}
+    handed_on: dict[str, Any] = {"seed": recipe.seed, "data_root": recipe.data_root}
+    if own.get("data", other.data) == recipe.data:
+        handed_on["validation"] = recipe.validation
     if own:
         handed_on |= {**own, "batch_size": recipe.batch_size, "name": f"{recipe.name}-{field}"}
     return override(other, handed_on)

@@ -22,7 +22,6 @@ def work_on_cluster(
     retries: int,
     cpus: int,
     gpus: float,
-    data_root: str | None,
     device: str,
 ) -> None:
     """As `work_here`, on Ray. A worker that dies costs the work since its job's last checkpoint.
@@ -36,7 +35,6 @@ def work_on_cluster(
         retries: further tries after a failure.
         cpus: CPU cores, and threads, a job gets.
         gpus: GPUs a job gets; a fraction lets several share one. 0: with device cuda 1, with auto 1 where the cluster has any.
-        data_root: folder that holds the data sets, on every machine.
         device: auto, cpu or cuda.
 
     Raises:
@@ -69,7 +67,7 @@ def work_on_cluster(
             for job in [j for j in waiting if ahead.isdisjoint(j.needs)]:
                 waiting.remove(job)
                 if due(job, overview):
-                    submitted[work.remote(job, data_root, device, cpus)] = job
+                    submitted[work.remote(job, device, cpus)] = job
             if not submitted:
                 continue
             for told in ray.wait(list(submitted), timeout=1.0)[0]:
@@ -78,7 +76,7 @@ def work_on_cluster(
                 if overview.states[job.name] != "running":
                     del submitted[told]
                 if overview.states[job.name] == "waiting":
-                    submitted[work.remote(job, data_root, device, cpus)] = job
+                    submitted[work.remote(job, device, cpus)] = job
     finally:
         if ours:
             ray.shutdown()
@@ -112,16 +110,16 @@ def _hear(ray: Any, told: Any, job: Job, overview: Overview, tries: dict[str, in
     except Exception as error:  # whatever a job on another machine died of must not sink the others
         tries[job.name] = tries.get(job.name, 0) + 1
         reason = getattr(error, "cause", None) or error
-        again = worth_another_try(reason, tries[job.name], retries)
+        again = worth_another_try(job, reason, tries[job.name], retries)
         overview.mark(job, "waiting" if again else "failed", f"try {tries[job.name]}: {brief(reason)}")
     else:
         overview.mark(job, "running", overview.notes.get(job.name, ""))
 
 
-def _do(job: Job, data_root: str | None, device: str, threads: int) -> Iterator[None]:
+def _do(job: Job, device: str, threads: int) -> Iterator[None]:
     """Do a job; what it yields tells that it has begun, which on a full cluster is long after it was submitted."""
     import torch
 
     yield
     torch.set_num_threads(max(1, threads))
-    job.do(data_root, device)
+    job.do(device)

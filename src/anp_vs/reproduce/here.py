@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
-from anp_vs.errors import DataError, InputError, Stopped
+from anp_vs.errors import AnpVsError, DataError, InputError, Stopped
 from anp_vs.reproduce.overview import WAS_DONE, Overview
 from anp_vs.reproduce.plan import Job
+
+logger = logging.getLogger(__name__)
 
 
 def work_here(jobs: Sequence[Job], overview: Overview, do: Callable[[Job], None], retries: int) -> None:
@@ -32,7 +35,7 @@ def work_here(jobs: Sequence[Job], overview: Overview, do: Callable[[Job], None]
                 raise
             except Exception as error:  # whatever one row died of must not sink the others
                 tries += 1
-                again = worth_another_try(error, tries, retries)
+                again = worth_another_try(job, error, tries, retries)
                 overview.mark(job, "running" if again else "failed", f"try {tries}: {brief(error)}")
             else:
                 overview.mark(job, "done")
@@ -50,8 +53,13 @@ def due(job: Job, overview: Overview) -> bool:
     return overview.states[job.name] == "waiting"
 
 
-def worth_another_try(error: BaseException, tries: int, retries: int) -> bool:
-    """Whether a failed job is tried again: a wrong value or a missing file would only be met once more."""
+def worth_another_try(job: Job, error: BaseException, tries: int, retries: int) -> bool:
+    """Whether a failed job is tried again: a wrong value or a missing file would only be met once more.
+
+    The traceback of what no part of this package foresaw goes to the log: the overview has one line for it.
+    """
+    if not isinstance(error, AnpVsError):
+        logger.error("%s failed:", job.name, exc_info=error)
     return tries <= retries and not isinstance(error, InputError | DataError)
 
 

@@ -95,7 +95,7 @@ class Job:
         except (RunError, TypeError):  # damaged, or changed by hand
             return False
 
-    def do(self, data_root: str | None = None, device: str = "auto") -> None:
+    def do(self, device: str = "auto") -> None:
         """Train or evaluate; goes on where it was stopped.
 
         Raises:
@@ -106,7 +106,7 @@ class Job:
         else:
             sources = (self.source,) if self.source else ()
             evaluate_run(
-                self.run, data_root=data_root, sources=sources, autoattack=self.autoattack or None, device=device,
+                self.run, data_root=self.recipe.data_root, sources=sources, autoattack=self.autoattack or None, device=device,
                 protocol=self.protocol, progress=False,
             )  # fmt: skip
 
@@ -178,6 +178,8 @@ def plan(
             if wanted.recipe.black_box is None:
                 continue
             other = recipes.RECIPES[wanted.recipe.black_box]
+            if other.data != wanted.recipe.data:  # pre-training on other data: no row of the table
+                continue
             source = training(recipes.override(other, _own(other.seed, data_root)))
             name = f"evaluate {wanted.recipe.name} seed {seed}"
             needs = (wanted.name, source.name)

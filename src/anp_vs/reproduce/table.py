@@ -20,7 +20,6 @@ def reproduce(
     retries: int = 2,
     cpus: int = 1,
     gpus: float = 0.0,
-    data_root: str | None = None,
     device: str = "auto",
     dry: bool = False,
 ) -> Overview:
@@ -32,7 +31,6 @@ def reproduce(
         retries: further tries of a job that failed, from its last checkpoint.
         cpus: CPU cores a job gets on the cluster.
         gpus: GPUs a job gets on the cluster; 0 for what `device` needs, see `work_on_cluster`.
-        data_root: folder that holds the data sets.
         device: auto, cpu or cuda.
         dry: check all that is given, and only look at what is done.
 
@@ -56,9 +54,9 @@ def reproduce(
         return overview
     with overview:
         if cluster:
-            work_on_cluster(jobs, overview, retries=retries, cpus=cpus, gpus=gpus, data_root=data_root, device=device)
+            work_on_cluster(jobs, overview, retries=retries, cpus=cpus, gpus=gpus, device=device)
         else:
-            work_here(jobs, overview, lambda job: job.do(data_root, device), retries)
+            work_here(jobs, overview, lambda job: job.do(device), retries)
     return overview
 
 

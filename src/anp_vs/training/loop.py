@@ -86,10 +86,13 @@ class Trainer:
         torch.manual_seed(derive(recipe.seed, "initialise"))
         self.protocol = protocol_by_name(recipe.protocol)
         network = fresh_network(recipe, dataset)
+        self.whole = sum(parameter.numel() for parameter in network.parameters())
         self.reinitialised = self.method.begin(network, start) if start is not None else []
         network = self.method.prepare(network)
         if self.method.gated:
             set_prices(insert_gates(network, residual=recipe.residual), recipe.cost_exponent)
+        if not network.training:  # one that is in training mode may hold layers that are not, frozen normalisation say
+            network.train()
         share_dropout(network)
         scale_dropout(network, recipe.dropout)
         self.network = network.to(fabric.device, memory_format=self.memory_format)  # type: ignore[call-overload]
@@ -221,7 +224,6 @@ class Trainer:
         adversarial = self.attack(images, labels) if self.method.adversarial else images
         taught = self.teacher if self.decided or not recipe.fixes_gates else None
         targets = labels if taught is None else taught.targets(images, labels)
-        self.network.train()
         with lowered(self.network, self.adversary.first, self.precision):
             objective = perturbed_objective(
                 self.method, self.network, images, adversarial, targets, len(self.train),

@@ -7,8 +7,8 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,18 +25,16 @@ from anp_vs.data.generated import load_generated
 from anp_vs.device import choose
 from anp_vs.errors import InputError, RunError, Stopped
 from anp_vs.methods import METHODS
-from anp_vs.provenance import commit, hardware, proposed
-from anp_vs.pruning.compact import compact
-from anp_vs.pruning.gate import gates, sparsity_percent
-from anp_vs.pruning.silent import without_silent
+from anp_vs.provenance import proposed
 from anp_vs.recipes import MEASURED, Recipe
 from anp_vs.signals import stop_asked
 from anp_vs.training import checkpoint
+from anp_vs.training.finish import save_network
 from anp_vs.training.loop import Trainer
 from anp_vs.training.network import fresh_network
 from anp_vs.training.parallel import Share, together
 from anp_vs.training.progress import Display
-from anp_vs.training.run_directory import MetricsLog, RunDirectory, root_of
+from anp_vs.training.run_directory import MetricsLog, RunDirectory, root_of, tensorboard
 from anp_vs.training.tuning import settle
 from anp_vs.training.watch import Trouble, Watch, check_finite
 
@@ -92,10 +90,9 @@ def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str =
     named = not isinstance(recipe, Recipe) and str(recipe) not in recipes.RECIPES
     if out is None and named and Path(str(recipe)).is_dir():
         out = Path(str(recipe))
-    if overrides:
-        chosen = recipes.override(chosen, overrides)
+    chosen = recipes.override(chosen, overrides)  # without any, too: it looks at every value of a `Recipe`
     # These are looked for again whenever the run goes on, perhaps from another folder.
-    given = {name: getattr(chosen, name) for name in ("teacher", "generated")}
+    given = {name: getattr(chosen, name) for name in ("teacher", "generated", "black_box")}
     whole: dict[str, Any] = {
         name: str(Path(place).resolve())
         for name, place in given.items()
@@ -106,21 +103,21 @@ def train(recipe: str | Path | Recipe, *, out: Path | None = None, device: str =
 
 
 def _trained(chosen: Recipe, out: Path, fabric: Fabric, quiet: bool) -> Run:
-    run = RunDirectory(out)
-    # Of several processes the first one reads, writes and shows; the others only compute.
-    with run if fabric.is_global_zero else nullcontext():
+    run, network = RunDirectory(out), None
+    if run.finished:  # it is only read, which others may do at the same time
         run.check(chosen)
-        with together(Share(fabric)):
-            if not run.finished:
-                _train(chosen, run, fabric, quiet)
-            try:
-                network = serialization.load(run.network)
-            except RunError as error:
-                if not run.checkpoint.exists() or fabric.world_size > 1:
-                    raise
-                logger.warning("%s It is made again from the last checkpoint.", error)
-                _train(chosen, run, fabric, quiet)
-                network = serialization.load(run.network)
+        try:
+            network = serialization.load(run.network)
+        except RunError as error:
+            if not run.checkpoint.exists() or fabric.world_size > 1:
+                raise
+            logger.warning("%s It is made again from the last checkpoint.", error)
+    if network is None:
+        # Of several processes the first one reads, writes and shows; the others only compute.
+        with run if fabric.is_global_zero else nullcontext(), together(Share(fabric)):
+            run.check(chosen)
+            _train(chosen, run, fabric, quiet)
+            network = serialization.load(run.network)
     lines = MetricsLog.read(run.metrics)
     none: dict[str, Any] = {}
     last = next((line for line in reversed(lines) if "message" not in line), none)
@@ -311,7 +308,7 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
         run.claim(recipe)
     place = nullcontext(run.path) if first else TemporaryDirectory()
     with place as folder, closing(MetricsLog(Path(folder) / run.metrics.name, work.position if first else 0)) as metrics, \
-            _board(Path(folder), trainer.step) as board, stop_asked() as asked, closing(trainer), \
+            tensorboard(Path(folder), trainer.step) as board, stop_asked() as asked, closing(trainer), \
             Display(recipe, trainer, quiet=quiet or not first) as display:  # fmt: skip
         saved_at = time.monotonic()
 
@@ -333,7 +330,8 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
 
         for message in work.said:
             say(message)
-        if recipe.on_trouble == "step-back" and work.begins:
+        # A run that trouble has stopped may be told only then to step back: it goes back to where it stands.
+        if recipe.on_trouble == "step-back" and (work.begins or not run.good.exists()):
             keep(place=run.good)
         while trainer.step < trainer.total_steps or owed:
             told = None if owed else trainer.advance()
@@ -368,13 +366,13 @@ def _train_on(recipe: Recipe, run: RunDirectory, fabric: Fabric, quiet: bool) ->
                 keep(owed)
             if stopping:
                 raise Stopped(
-                    f"Stopped at step {trainer.step} of {trainer.total_steps}; everything is saved. "
-                    f"Go on with: {proposed(f'train {run.path}')}"
+                    f"Stopped at step {trainer.step} of {trainer.total_steps}; everything is saved. Give the same command "
+                    f"again to go on; this network alone goes on with: {proposed(f'train {run.path}')}"
                 )
         keep()
     if first:
         kept = {name: work.carried[name] for name in ("extra_data", "stages") if work.carried[name]}
-        _finish(recipe, run, work.dataset, trainer, kept)
+        save_network(recipe, run, work.dataset.classes, trainer, kept)
     fabric.barrier()
 
 
@@ -390,54 +388,3 @@ def _identity(dataset: Dataset) -> str:
     """What tells a data set from one with other pictures: its classes, and how many training images have which label."""
     marked = zlib.crc32("/".join(dataset.classes).encode(), zlib.crc32(dataset.train.labels.numpy().tobytes()))
     return f"{len(dataset.train)} images of {len(dataset.classes)} classes, mark {marked:08x}"
-
-
-def _size(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-@contextmanager
-def _board(path: Path, step: int) -> Iterator[Any]:
-    """TensorBoard's log, from which a resumed run takes back what was written after its checkpoint."""
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, needed only while training
-
-    try:
-        board = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1 if step else None)
-        try:
-            yield board
-        finally:
-            board.close()
-    except OSError as error:
-        raise RunError(
-            f"{path} could not be written ({error.strerror or error}). The last checkpoint is intact; free space or make "
-            f"the folder writable, then run the same command again."
-        ) from error
-
-
-def _finish(recipe: Recipe, run: RunDirectory, dataset: Dataset, trainer: Trainer, more: Mapping[str, Any]) -> None:
-    """Save the trained network, and the compact one beside it."""
-    network = trainer.evaluation_network().cpu()
-    pixels = recipe.protocol == "pixel-space"
-    space = "pixels in [0, 1]" if pixels else "standardised images, clipped to [0, 1] (protocol released-code)"
-    facts: dict[str, Any] = {
-        "classes": list(dataset.classes),
-        "data": recipe.data,
-        "threat_model": {"norm": "inf", "eps": recipe.test_attack.eps, "space": space},
-        "recipe": recipes.to_dict(recipe),
-        "seed": recipe.seed,
-        "train_seconds": round(trainer.seconds, 1),
-        "train_hardware": hardware(trainer.fabric.device),
-        "train_commit": commit(),
-        **more,
-    }
-    small = network
-    if gates(network):
-        small = compact(network)
-        facts["sparsity_percent"] = sparsity_percent(network)
-    silent: dict[str, int] = {}
-    # What stays dense by design stays whole; standardised images are no images in [0, 1].
-    if pixels and _size(small) < _size(fresh_network(recipe, dataset)):
-        small, silent = without_silent(small)
-    if gates(network) or silent:
-        serialization.save(small, run.compact, **facts, silent_units=silent)
-    serialization.save(network, run.network, **facts)

@@ -8,7 +8,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -198,8 +198,11 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 def root_of(path: Path, recipe: Recipe) -> Path:
     """The folder under which runs of other recipes are found: where this run's is, if it has the default name."""
     default = RunDirectory.default(recipe, Path())
-    depth = len(default.parts)
-    return Path(*path.parts[:-depth]) if path.parts[-depth:] == default.parts else path.parent / "runs"
+    depth, whole = len(default.parts), path.resolve()
+    for spelled in (path, whole):  # a user may stand inside the runs, or inside this one
+        if spelled.parts[-depth:] == default.parts:
+            return Path(*spelled.parts[:-depth])
+    return (path if path.name not in ("", "..") else whole).parent / "runs"
 
 
 class MetricsLog:
@@ -279,3 +282,25 @@ class MetricsLog:
                 f"The metrics {path} hold a line that is not a JSON object. Bring back a copy, or move it away."
             )
         return lines
+
+
+@contextlib.contextmanager
+def tensorboard(path: Path, step: int) -> Iterator[Any]:
+    """TensorBoard's log in a run's folder, from which a run that goes on at a step takes back what was written after it.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    from torch.utils.tensorboard import SummaryWriter  # slow to import, needed only while training
+
+    try:
+        board = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1)
+        try:
+            yield board
+        finally:
+            board.close()
+    except OSError as error:
+        raise RunError(
+            f"{path} could not be written ({error.strerror or error}). The last checkpoint is intact; free space or make "
+            f"the folder writable, then run the same command again."
+        ) from error

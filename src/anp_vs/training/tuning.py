@@ -101,7 +101,7 @@ def _way(
     if len(ways) == 1:
         return _set(recipe, ways[0]), None
     size = str(sum(value.numel() for value in start.values())) if start else ""
-    kept = _cache_file(recipe, fabric, size)
+    kept = _cache_file(recipe, fabric, size, str(dataset.train.shape), recipe.protocol)
     seconds: dict[Way, float] | None = fabric.broadcast(_read(kept, ways))
     if seconds is None:
         seconds = _measure(recipe, dataset, fabric, start, ways)
