@@ -19,6 +19,7 @@ from anp_vs.deploy.export import onnx_logits
 from anp_vs.deploy.quantise import calibration_images, quantise
 from anp_vs.errors import InputError, RunError
 from anp_vs.networks import build
+from anp_vs.networks.bayesian import make_bayesian
 from anp_vs.networks.preact import PreActNet
 from pruning.patterns import images_for, kill, parameters, perturb
 
@@ -141,6 +142,16 @@ def test_an_export_that_computes_something_else_is_removed(
     monkeypatch.setattr("anp_vs.deploy.export._torch_export", lambda net, path, *_: path.touch() or (lambda x: x.sum()))
     with pytest.raises(RunError, match="other logits"):
         export(network, tmp_path / "net", "torch-export")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "net.pt2").write_bytes(b"an earlier export")
+    with pytest.raises(RunError, match="other logits"):
+        export(network, tmp_path / "net", "torch-export")
+    assert (tmp_path / "net.pt2").read_bytes() == b"an earlier export"
+
+
+def test_one_draw_of_a_random_network_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="draws new weights in every pass"):
+        export(make_bayesian(build("lenet5-caffe"), 1.0, -3.0), tmp_path / "net", "torch-export")
     assert not list(tmp_path.iterdir())
 
 

@@ -117,3 +117,19 @@ def test_a_network_that_does_not_say_its_images_needs_an_example() -> None:
     with pytest.raises(InputError, match="does not accept"):
         cost(network, example=torch.zeros(1, 3, 32, 32), latency=False)
     assert cost(network, example=IMAGE, latency=False).macs == 7840
+
+
+def test_attention_is_counted_though_it_is_fused() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.last = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 10)
+
+        def forward(self, images: Tensor) -> Tensor:
+            tokens = images.reshape(len(images), 49, 16)
+            mixed = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+            logits: Tensor = self.last(mixed.mean(1))
+            return logits
+
+    projections, products = 4 * 49 * 16 * 16, 2 * 49 * 49 * 16
+    assert macs(Attention().eval(), IMAGE) == projections + products + 16 * 10

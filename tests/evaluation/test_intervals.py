@@ -140,3 +140,14 @@ def test_a_weighted_sum_is_refused_for_its_weight_may_be_negative() -> None:
 
     with pytest.raises(InputError, match="add"):
         interval_bounds(Difference(), torch.full((1, 1, 2, 2), 0.5), 0.1)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.LeakyReLU(-0.2), nn.ELU(-0.5), nn.BatchNorm2d(3, track_running_stats=False)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_layer_that_falls_or_looks_at_its_batch_has_no_bounds(layer: nn.Module) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), layer, nn.Flatten(), nn.Linear(12, 2)).eval()
+    with pytest.raises(InputError, match=type(layer).__name__):
+        interval_bounds(network, torch.rand(1, 1, 4, 4), 0.1)

@@ -170,3 +170,22 @@ def test_a_bayesian_network_costs_twice_as_published() -> None:
     row = published_cost(make_bayesian(build("vgg16"), 0.1, -5.0))
     assert row is not None
     assert (row.sparsity_percent, row.flops_reduction, row.memory_percent) == (0.0, 0.5, 200.0)
+
+
+@pytest.mark.parametrize(("name", "kept"), [("lenet5-caffe", 2), ("vgg16", 4)])
+def test_gates_that_layers_share_count_as_their_compact_network_does(name: str, kept: int) -> None:
+    network = insert_gates(build(name), residual="share").eval()
+    for gate in gates(network).values():
+        with torch.no_grad():
+            gate.a_uc[: gate.units // kept] = DEAD
+    assert published_cost(network) == published_cost(compact(network))
+    found = published_cost(network)
+    assert found is not None
+    assert found.sparsity_percent > 20
+
+
+def test_a_wider_network_has_no_published_cost() -> None:
+    wide = build("lenet5-caffe")
+    wide.conv1, wide.conv2 = nn.Conv2d(1, 32, 5), nn.Conv2d(32, 50, 5)
+    assert active_units(wide) is None
+    assert published_cost(wide) is None

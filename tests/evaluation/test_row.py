@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from anp_vs import serialization
+from anp_vs import recipes, serialization
 from anp_vs.data import load as load_data
 from anp_vs.data import to_float
 from anp_vs.errors import InputError, RunError
@@ -284,3 +284,17 @@ def test_generated_images_are_named_wherever_a_row_is_shown(folder: Path) -> Non
     assert list(beside_published([trained_on]).columns[0].cells) == ["anp-vs (20 images)"]
     (block,) = blocks(read_runs([own, more]))
     assert [line.name for line in block.lines if line.measured] == ["at", "at, 30 % generated images"]
+
+
+def test_a_costly_figure_is_not_replaced_by_a_row_without_it() -> None:
+    first = measured("sound", queries=3)
+    with pytest.raises(InputError, match=r"row.json is a row .* measured with --queries; one without would replace it"):
+        measured("sound")
+    assert json.loads(Path("row.json").read_text())["query_accuracy"] == first["query_accuracy"]
+    assert measured("sound", queries=4)["queries"] == 4
+
+
+def test_a_radius_of_another_norm_is_not_guessed(folder: Path) -> None:
+    saved = serialization.save(build("lenet5-caffe"), folder / "own", recipe=recipes.to_dict(recipes.find("digits/at")))
+    with pytest.raises(InputError, match=r"norm is 2 and there is no eps.* Give --eps"):
+        evaluate_model(str(saved), Conditions(norm="2"), out=Path("row.json"), **FAST)

@@ -143,3 +143,9 @@ def test_what_cannot_be_converted_is_refused() -> None:
         weights_kl(nn.Linear(3, 3))
     assert not is_random(build("lenet5-caffe"))
     assert is_random(lenet())
+
+
+def test_layers_that_would_stay_plain_are_refused() -> None:
+    for layer in (nn.Conv1d(3, 3, 1), nn.ConvTranspose2d(3, 3, 1), nn.MultiheadAttention(4, 2)):
+        with pytest.raises(InputError, match=rf"1 \({type(layer).__name__}\) .* has no Bayesian form"):
+            make_bayesian(nn.Sequential(nn.Linear(3, 3), layer), 1.0, -3.0)

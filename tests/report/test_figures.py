@@ -112,7 +112,7 @@ def test_accuracy_curves_are_those_of_the_diagnosis(tmp_path: Path) -> None:
 
 def test_the_front_is_what_no_other_run_beats() -> None:
     rng = np.random.default_rng(0)
-    runs = [Point(str(n), "at", float(c), float(a)) for n, (c, a) in enumerate(rng.integers(0, 12, (40, 2)))]
+    runs = [Point(str(n), "at", {}, float(c), float(a)) for n, (c, a) in enumerate(rng.integers(0, 12, (40, 2)))]
 
     def beaten(point: Point) -> bool:
         return any(
@@ -132,13 +132,40 @@ def test_pareto_takes_autoattack_only_where_every_run_has_it(tmp_path: Path) -> 
     full = {"autoattack_accuracy": 88.0, "autoattack_images": 1000, "white_box_accuracy_strongest": 90.0}
     first = make_run(tmp_path, "mnist-cpu/anp-vs", row=full | {"parameters": 31_000})
     second = make_run(tmp_path, "mnist-cpu/at", row=full | {"autoattack_accuracy": None})
-    column, both = compared_figures.pareto_points(read_runs([first, second]), "parameters")
+    column, both, others = compared_figures.pareto_points(read_runs([first, second]), "parameters")
     assert (column, [p.accuracy for p in both]) == ("white_box_accuracy_strongest", [90.0, 90.0])
-    column, one = compared_figures.pareto_points(read_runs([first]), "parameters")
+    assert others == []
+    column, one, _ = compared_figures.pareto_points(read_runs([first]), "parameters")
     assert (column, one[0].accuracy, one[0].cost) == ("autoattack_accuracy", 88.0, 31_000)
     axes = axes_of(compared_figures.pareto(both, "parameters", "accuracy"))
     assert points(axes, "anp-vs") == [(31_000, 90.0)]
     assert points(axes, "at") == [(431_080, 90.0)]
+
+
+def test_what_was_measured_on_other_images_is_on_no_front(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path, f"mnist-cpu/{row}", row={"images": images, "white_box_accuracy_strongest": 90.0})
+        for row, images in (("at", 1000), ("anp-vs", 1000), ("trades", 50))
+    ]
+    _, points_drawn, others = compared_figures.pareto_points(read_runs(runs), "macs")
+    assert [point.name for point in points_drawn] == ["anp-vs", "at"] or {p.name for p in points_drawn} == {
+        "at",
+        "anp-vs",
+    }
+    assert others == ["mnist-cpu/trades seed 0"]
+
+
+def test_two_recipes_of_one_method_are_told_apart(tmp_path: Path) -> None:
+    names = ("mnist-cpu/anp-vs", "mnist/anp-vs", "mnist-cpu/at")
+    runs = read_runs([make_run(tmp_path, name, suspicious=False) for name in names])
+    drawn = dict(compared_figures.configurations(runs))
+    assert drawn.keys() == {"mnist/anp-vs", "mnist-cpu/anp-vs", "at"}
+    one, two = drawn["mnist/anp-vs"], drawn["mnist-cpu/anp-vs"]
+    assert one["color"] == two["color"]
+    assert one["linestyle"] != two["linestyle"]
+    assert one["fillstyle"] != two["fillstyle"]
+    labels = {line.get_label() for line in axes_of(compared_figures.against(runs, "eps")).get_lines()}
+    assert drawn.keys() <= labels
 
 
 def test_an_svg_takes_the_colours_of_the_page_and_nothing_from_outside() -> None:

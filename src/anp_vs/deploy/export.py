@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from anp_vs import serialization
 from anp_vs.errors import InputError, RunError
+from anp_vs.networks.bayesian import is_random
 from anp_vs.networks.copying import copied
 from anp_vs.pruning.compact import compact
 from anp_vs.pruning.graph import example_for
@@ -50,6 +52,11 @@ def export(network: nn.Module, path: str | Path, format: Format, example: Tensor
     """
     if format not in get_args(Format):
         raise InputError(f"format is {format!r}; choose one of {', '.join(get_args(Format))}.")
+    if format != "safetensors" and is_random(network):
+        raise InputError(
+            f"{type(network).__name__} draws new weights in every pass; an export would be a single draw. Export it as "
+            f"safetensors, which keeps their distribution."
+        )
     path = Path(path)
     path = path if path.suffix == SUFFIXES[format] else path.with_name(path.name + SUFFIXES[format])
     example = (example_for(network) if example is None else example).float().cpu()
@@ -59,17 +66,21 @@ def export(network: nn.Module, path: str | Path, format: Format, example: Tensor
     card = serialization.card_for(small)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _quiet():
-            run = (_torch_export if format == "torch-export" else _onnx)(small, path, example, card)
+        with (
+            _quiet(),
+            TemporaryDirectory(prefix=".export-", dir=path.parent) as folder,
+        ):  # an earlier export stays till then
+            made = Path(folder) / path.name
+            run = (_torch_export if format == "torch-export" else _onnx)(small, made, example, card)
             difference = _difference(small, run, example)
+            if not difference <= TOLERANCE:
+                raise RunError(
+                    f"The exported {path.name} computed other logits than the network (relative difference "
+                    f"{difference:.1e}) and was not kept. Export another format, or another version of PyTorch may help."
+                )
+            made.replace(path)
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror or error}. Choose another place.") from error
-    if not difference <= TOLERANCE:
-        path.unlink()
-        raise RunError(
-            f"The exported {path.name} computed other logits than the network (relative difference {difference:.1e}) "
-            f"and was removed. Export another format, or another version of PyTorch may help."
-        )
     write_atomically(path.with_suffix(".json"), json.dumps(card, indent=2).encode())
     return path
 

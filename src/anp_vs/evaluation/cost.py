@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -119,8 +120,13 @@ def cost(
 
 def macs(network: nn.Module, image: Tensor) -> int:
     """Multiply-accumulates for one image (1 x C x H x W), from `torch.utils.flop_counter`."""
-    with frozen(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(image)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see into fused attention
+    try:
+        with frozen(network), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            network(image)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops()) // 2
 
 

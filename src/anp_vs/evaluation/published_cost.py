@@ -24,12 +24,16 @@ from anp_vs.errors import InputError
 from anp_vs.networks.bayesian import is_random
 from anp_vs.networks.lenet import LeNet
 from anp_vs.networks.vgg import POOL_AFTER, VGG16, WIDTHS
+from anp_vs.pruning.compact import compact
 from anp_vs.pruning.gate import Gate, gates
 
-LENET_UNITS = (20, 50, 800, 500)
+LENET_UNITS: tuple[int, ...] = (20, 50, 800, 500)
 """Units of LeNet-5-Caffe's four gates; sum 1370."""
 VGG_UNITS = (*WIDTHS, 512, 512)
 """Units of VGG-16's fifteen gates; sum 5248."""
+LENET_SLOTS: tuple[str, ...] = ("gate1", "gate2", "gate3", "gate4")
+VGG_SLOTS = (*(f"features.gate{number}" for number in range(1, 14)), "features.gate13", "gate14")
+"""Where the networks here have those gates."""
 _CHANCE_PERCENT = 0.01  # a drawn weight is exactly zero now and then; pruning leaves far more
 
 
@@ -87,16 +91,21 @@ def published_cost(network: nn.Module, *, repeat_dense: bool = False) -> Publish
 
 
 def active_units(network: nn.Module) -> tuple[int, ...] | None:
-    """Active units of each published gate (4 for LeNet-5-Caffe, 15 for VGG-16); None for another network."""
+    """Active units of each published gate (4 for LeNet-5-Caffe, 15 for VGG-16); None for another network, or a wider one."""
+    if isinstance(network, LeNet | VGG16) and not gates(network).keys() <= {*LENET_SLOTS, *VGG_SLOTS}:
+        network = compact(network)  # its gates are elsewhere, as where layers share them
+    shapes: tuple[int, ...]
     if isinstance(network, LeNet):
         conv1, conv2, fc1, fc2 = network.conv1, network.conv2, network.fc1, network.fc2
         shapes = (conv1.out_channels, conv2.out_channels, fc1.in_features, fc2.in_features)
-        slots = ("gate1", "gate2", "gate3", "gate4")
+        slots, full = LENET_SLOTS, LENET_UNITS
     elif isinstance(network, VGG16):
         convolutions = [m for m in network.features if isinstance(m, nn.Conv2d)]
-        shapes = (*(c.out_channels for c in convolutions), network.fc1.in_features, network.fc2.in_features)  # type: ignore[assignment]
-        slots = (*(f"features.gate{i}" for i in range(1, 14)), "features.gate13", "gate14")  # type: ignore[assignment]
+        shapes = (*(c.out_channels for c in convolutions), network.fc1.in_features, network.fc2.in_features)
+        slots, full = VGG_SLOTS, VGG_UNITS
     else:
+        return None
+    if len(shapes) != len(full) or any(width > most for width, most in zip(shapes, full, strict=True)):
         return None
     modules = [network.get_submodule(slot) for slot in slots]
     return tuple(

@@ -225,6 +225,11 @@ def _attack(conditions: Conditions, recipe: Recipe | None) -> tuple[float, float
     given = conditions.eps, conditions.step, conditions.steps, conditions.norm
     if recipe is not None and given == (None, None, None, "inf"):
         return _values(recipe.test_attack)
+    if conditions.eps is None and conditions.norm != "inf":
+        raise InputError(
+            f"norm is {conditions.norm} and there is no eps: the recipe's radius is one of the inf norm. Give --eps, such as "
+            f"--norm 2 --eps 0.5."
+        )
     eps = conditions.eps if conditions.eps is not None else (recipe.test_attack.eps if recipe else 0.0)
     steps = 40 if conditions.steps is None else conditions.steps
     usual = 2.5 * eps / max(steps, 1) or 0.01  # an eps of 0 needs no step, but a valid one
@@ -267,7 +272,7 @@ def _measured(
         elif asked is not None and asked < 1:
             raise InputError(f"queries is {asked}; it must be at least 1.")
     count = count_of(dataset.test, chosen.limit)
-    _refuse_fewer(out, network_sha256, count)
+    _refuse_fewer(out, network_sha256, count, chosen)
     eps, step, steps = _values(attack) if isinstance(attack, Attack) else attack
     device, source = choose(chosen.device), network_at(sources)
     ready = Path(sources[0]) / FOLDER if len(sources) == 1 and Path(sources[0]).is_dir() else None
@@ -299,8 +304,8 @@ def _measured(
     return result
 
 
-def _refuse_fewer(out: Path, network: str, count: int) -> None:
-    """See that no row of more images of the same network is lost."""
+def _refuse_fewer(out: Path, network: str, count: int, chosen: Options) -> None:
+    """See that no row of more images, or with more figures, of the same network is lost."""
     try:
         row = read_object(out) or {}
     except RunError:  # damaged, so nothing is lost
@@ -309,6 +314,16 @@ def _refuse_fewer(out: Path, network: str, count: int) -> None:
         raise InputError(
             f"{out} is a row of {row['images']} images of this network; one of {count} would replace it. Keep the new one "
             f"elsewhere with --out FILE, or delete {out} first."
+        )
+    given = {
+        "autoattack_accuracy": ("autoattack", chosen.autoattack), "query_accuracy": ("queries", chosen.queries),
+        "corruptions": ("corruptions", chosen.corruptions), "certificates": ("certify", chosen.certify),
+    }  # fmt: skip
+    lost = [f"--{option}" for name, (option, asked) in given.items() if asked is None and row.get(name) is not None]
+    if row.get("network_sha256") == network and lost:
+        raise InputError(
+            f"{out} is a row of this network that was measured with {' and '.join(lost)}; one without would replace it. Give "
+            f"that again, keep the new row elsewhere with --out FILE, or delete {out} first."
         )
 
 

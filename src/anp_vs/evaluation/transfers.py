@@ -12,6 +12,7 @@ from torch import Tensor
 from anp_vs import recipes
 from anp_vs.evaluation.figure_files import keep, kept, network_of
 from anp_vs.evaluation.figures import IMAGES, Exhibit
+from anp_vs.recipes import Recipe
 from anp_vs.training.run_directory import RunDirectory
 
 TRANSFER = "transfer"
@@ -22,8 +23,13 @@ def groups(paths: Sequence[Path]) -> list[list[Path]]:
     found: dict[tuple[Any, ...], list[Path]] = {}
     for path in paths:
         recipe = RunDirectory(path).read_recipe()
-        found.setdefault((recipe.data, recipe.test_attack, recipe.protocol), []).append(path)
+        found.setdefault(seen_and_attacked(recipe), []).append(path)
     return list(found.values())
+
+
+def seen_and_attacked(recipe: Recipe) -> tuple[Any, ...]:
+    """What runs that are compared image by image have in common: data, test attack, protocol, how pictures become images."""
+    return recipe.data, recipe.test_attack, recipe.protocol, recipe.pictures
 
 
 def missing(paths: Sequence[Path], images: int = IMAGES) -> list[Path]:

@@ -90,6 +90,13 @@ class BayesianLinear(nn.Linear, Bayesian):  # type: ignore[misc]  # Linear's bia
         return functional.linear(features, weight, bias)
 
 
+_NOT_CONVERTED = (
+    nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear, nn.MultiheadAttention,
+    nn.RNNBase,
+)  # fmt: skip
+"""Layers with weights that would stay as they are, or whose parts are read past their own passes."""
+
+
 def make_bayesian(network: nn.Module, prior_sigma: float, initial_rho: float) -> nn.Module:
     """Turn every convolution and dense layer into its Bayesian form, in place.
 
@@ -102,10 +109,16 @@ def make_bayesian(network: nn.Module, prior_sigma: float, initial_rho: float) ->
         The same network, with twice as many weights.
 
     Raises:
-        InputError: it has Bayesian layers already, or no layer to convert.
+        InputError: it has Bayesian layers already, no layer to convert, or one that has no Bayesian form here.
     """
     if is_random(network):
         raise InputError(f"{type(network).__name__} is Bayesian already; convert it once.")
+    foreign = next((n for n, m in network.named_modules() if isinstance(m, _NOT_CONVERTED)), None)
+    if foreign is not None:
+        raise InputError(
+            f"{foreign} ({type(network.get_submodule(foreign)).__name__}) of {type(network).__name__} has no Bayesian form "
+            f"here; at-bnn takes networks of nn.Conv2d and nn.Linear."
+        )
     plain = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     if not plain or plain[0][0] == "":
         raise InputError(

@@ -94,10 +94,6 @@ class Dropout(nn.Module):
         return f"{self.probability}"
 
 
-_PLAIN = {nn.Dropout: False, nn.Dropout1d: True, nn.Dropout2d: True, nn.Dropout3d: True}
-"""PyTorch's dropout layers that `Dropout` can stand in for, and whether they drop whole channels."""
-
-
 def share_dropout(network: nn.Module) -> None:
     """Put `Dropout` in the place of PyTorch's own layers, in place, so that two halves of a batch can share their masks.
 
@@ -106,9 +102,12 @@ def share_dropout(network: nn.Module) -> None:
     made: dict[nn.Module, Dropout] = {}  # a layer that is used twice stays one
     for parent in list(network.modules()):
         for name, child in parent._modules.items():
-            if type(child) in _PLAIN and child.p < 1:  # type: ignore[union-attr, operator]
-                shared = made.setdefault(child, Dropout(child.p, channels=_PLAIN[type(child)]))  # type: ignore[union-attr, arg-type, index]
-                parent._modules[name] = shared.train(child.training)  # type: ignore[union-attr]
+            # Only PyTorch's own: a subclass may compute something else.
+            if isinstance(child, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d) and child.p < 1 and (
+                type(child).__module__ == nn.Dropout.__module__
+            ):  # fmt: skip
+                shared = made.setdefault(child, Dropout(child.p, channels=not isinstance(child, nn.Dropout)))
+                parent._modules[name] = shared.train(child.training)
 
 
 def scale_dropout(network: nn.Module, factor: float) -> None:

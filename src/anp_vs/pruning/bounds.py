@@ -83,6 +83,12 @@ def propagate(network: nn.Module, images: Tensor, eps: float) -> Propagation:
     return Propagation(logits, interpreter.read, own)
 
 
+def _rises(module: nn.Module) -> bool:
+    """Whether a layer of a rising kind does with its own numbers."""
+    falls = min(getattr(module, "negative_slope", 0.0), getattr(module, "alpha", 0.0)) < 0
+    return not falls and not getattr(module, "return_indices", False)
+
+
 class _Intervals(fx.Interpreter):
     """Runs a traced network on bounds instead of tensors."""
 
@@ -98,12 +104,12 @@ class _Intervals(fx.Interpreter):
         if isinstance(module, nn.Linear | nn.Conv2d):
             self.read[str(target)] = inputs
             return _affine(module, inputs)
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:  # else of the batch
             centre, radius = (inputs.lower + inputs.upper) / 2, (inputs.upper - inputs.lower) / 2
             moved = module(centre)
             spread = (module(centre + radius) - moved).abs()
             return Bounds(moved - spread, moved + spread)
-        if isinstance(module, _RISING):
+        if isinstance(module, _RISING) and _rises(module):
             return Bounds(module(inputs.lower), module(inputs.upper))
         raise self._unknown(type(module).__name__)
 

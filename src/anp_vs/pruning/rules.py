@@ -59,7 +59,10 @@ def classify(point: Point, sources: list[Point], counted: list[Point], known: Kn
     if node.op == "get_attr":
         return Rule("whole", why=f"{node.target} holds values for the channels")
     rule: Rule | None = None
-    if module is not None and calls > 1 and any(True for _ in module.parameters()):
+    if module is not None and not point.shape:
+        return _whole(point, sources, f"{point.path} returns something else than one tensor")
+    held = () if module is None or gate_at(module) is not None else (*module.parameters(), *module.buffers())
+    if calls > 1 and held:
         return _whole(point, sources, f"{point.path} is shared: it is used or registered {calls} times")
     if module is not None and len(sources) == 1 and not counted:
         rule = _module_rule(point, module, sources[0])

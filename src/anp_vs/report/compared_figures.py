@@ -10,8 +10,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+from anp_vs.report.rows import CONDITIONS
 from anp_vs.report.runs import RunRecord
-from anp_vs.report.style import CARD, MUTED, legend, look, name_axes, panel
+from anp_vs.report.style import CARD, MUTED, legend, look, methods, name_axes, panel
 
 
 @dataclass(frozen=True)
@@ -20,27 +21,43 @@ class Point:
 
     Attributes:
         label: of the run.
-        method: of its recipe.
+        name: of its configuration, in the legend.
+        look: see `look`.
         cost: parameters or multiply-accumulates.
         accuracy: under attack, in percent.
     """
 
     label: str
-    method: str
+    name: str
+    look: dict[str, Any]
     cost: float
     accuracy: float
 
 
+def configurations(runs: Sequence[RunRecord]) -> list[tuple[str, dict[str, Any]]]:
+    """For each run the name of its configuration and how it is drawn: seeds together, all else told apart.
+
+    The name is the row's, or the whole recipe's where rows of several recipes are called alike.
+    """
+    recipes = [f"{run.recipe.name.rpartition('/')[0]}/{run.row}".lstrip("/") for run in runs]
+    rows = {run.row: {name for other, name in zip(runs, recipes, strict=True) if other.row == run.row} for run in runs}
+    names = [run.row if len(rows[run.row]) == 1 else name for run, name in zip(runs, recipes, strict=True)]
+    # A small network that trains on by another method is still what its row says.
+    drawn = [run.row if run.row in methods() else run.recipe.method.name for run in runs]
+    alike = {each: list(dict.fromkeys(n for n, d in zip(names, drawn, strict=True) if d == each)) for each in drawn}
+    return [(name, look(each, alike[each].index(name))) for name, each in zip(names, drawn, strict=True)]
+
+
 def against(runs: Sequence[RunRecord], what: str) -> Figure:
-    """Accuracy of each diagnosed run against the radius (`eps`) or the number of `steps`; one legend entry a row."""
+    """Accuracy of each diagnosed run against the radius (`eps`) or the number of `steps`; one legend entry a configuration."""
     figure, (axes,) = panel(3.1)
     named: set[str] = set()
-    for run in runs:
+    for run, (name, drawn) in zip(runs, configurations(runs), strict=True):
         points = _curve(run, what)
-        label = None if run.row in named else run.row
-        named.add(run.row)
+        label = None if name in named else name
+        named.add(name)
         x, y = zip(*points, strict=True)
-        axes.plot(x, y, label=label, linewidth=1.3, markersize=4, **look(run.recipe.method.name))  # type: ignore[arg-type]
+        axes.plot(x, y, label=label, linewidth=1.3, markersize=4, **drawn)
     if what == "steps":
         axes.set_xscale("log")
         ticks = sorted({int(x) for run in runs for x, _ in _curve(run, what)})
@@ -64,25 +81,35 @@ def _curve(run: RunRecord, what: str) -> list[tuple[float, float]]:
     return [point for point in points if what == "steps" or point[0] <= far]
 
 
-def pareto_points(runs: Sequence[RunRecord], cost: str) -> tuple[str, list[Point]]:
-    """Runs that were evaluated in pixel space, with their accuracy under attack.
+def pareto_points(runs: Sequence[RunRecord], cost: str) -> tuple[str, list[Point], list[str]]:
+    """Runs that were evaluated in pixel space on the same images from as many starts, with their accuracy under attack.
 
     Args:
         runs: of one data set.
         cost: `parameters` or `macs`.
 
     Returns:
-        The column of the accuracy: AutoAttack's where every run has it, else the strongest PGD's; and the points.
+        The column of the accuracy: AutoAttack's where every run has it, else the strongest PGD's; the points; and the labels
+        of the runs that were measured otherwise than most.
     """
-    rows = [(run, row) for run in runs for row in run.evaluations if row["protocol"] == "pixel-space"]
-    rows = [(run, row) for run, row in rows if row.get(cost) is not None]
+    rows = [
+        (run, named, row)
+        for run, named in zip(runs, configurations(runs), strict=True)
+        for row in run.evaluations
+        if row["protocol"] == "pixel-space" and row.get(cost) is not None
+    ]
     column = "autoattack_accuracy"
-    if any(row.get(column) is None for _, row in rows):
-        column = "white_box_accuracy_strongest"
-    return column, [
-        Point(run.label, str(row["method"]), float(row[cost]), float(row[column]))
-        for run, row in rows if row.get(column) is not None
+    conditions: tuple[str, ...] = (*CONDITIONS, column.replace("accuracy", "images"))
+    if any(row.get(column) is None for _, _, row in rows):
+        column, conditions = "white_box_accuracy_strongest", CONDITIONS
+    rows = [found for found in rows if found[2].get(column) is not None]
+    measured = [tuple(row.get(name) for name in conditions) for _, _, row in rows]
+    usual = max(measured, key=lambda each: (measured.count(each), each[CONDITIONS.index("images")]), default=None)
+    points = [
+        Point(run.label, *named, float(row[cost]), float(row[column]))
+        for (run, named, row), each in zip(rows, measured, strict=True) if each == usual
     ]  # fmt: skip
+    return column, points, [run.label for (run, _, _), each in zip(rows, measured, strict=True) if each != usual]
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -107,11 +134,13 @@ def pareto(points: Sequence[Point], cost: str, accuracy: str) -> Figure:
     for before, after in pairwise(edge):
         axes.plot([before.cost, after.cost, after.cost], [before.accuracy, before.accuracy, after.accuracy],
                   color=MUTED, linewidth=0.9, linestyle="--", zorder=1)  # fmt: skip
-    for method in dict.fromkeys(point.method for point in points):
-        mine = [point for point in points if point.method == method]
-        style: dict[str, Any] = look(method) | {"linestyle": ""}
-        axes.plot([p.cost for p in mine], [p.accuracy for p in mine], label=method, markersize=7,
-                  markeredgecolor=CARD, markeredgewidth=0.8, **style)  # fmt: skip
+    for name in dict.fromkeys(point.name for point in points):
+        mine = [point for point in points if point.name == name]
+        style = mine[0].look | {"linestyle": ""}
+        if style["fillstyle"] == "full":
+            style["markeredgecolor"] = CARD
+        axes.plot([p.cost for p in mine], [p.accuracy for p in mine], label=name, markersize=7,
+                  markeredgewidth=0.8, **style)  # fmt: skip
     axes.set_xscale("log")
     axes.margins(0.12)
     costs = [point.cost for point in points]

@@ -22,10 +22,14 @@ def of_group(runs: Sequence[RunRecord], key: str, title: str) -> tuple[list[Pict
     if undiagnosed:
         lacking.append(f"Accuracy against eps and steps is not measured for {', '.join(undiagnosed)}.")
     costs = {cost: compared_figures.pareto_points(runs, cost) for cost in COSTS}
-    if not any(points for _, points in costs.values()):
+    if not any(points for _, points, _ in costs.values()):
         lacking.append("Robust accuracy against cost is not measured: no run was evaluated in pixel space.")
+    if others := next((others for _, _, others in costs.values() if others), []):
+        lacking.append(
+            f"Measured on other images or from other starts, so not drawn against cost: {', '.join(others)}."
+        )
     sketches = [*_curves(runs)]
-    for cost, (column, points) in costs.items():
+    for cost, (column, points, _) in costs.items():
         if points:
             sketches.append(_pareto(points, cost, column))
     return put(sketches, key, title), lacking

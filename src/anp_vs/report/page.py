@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from anp_vs import __version__, recipes
 from anp_vs.errors import RunError
 from anp_vs.evaluation.beyond import described
+from anp_vs.evaluation.transfers import seen_and_attacked
 from anp_vs.provenance import command
 from anp_vs.report.group_pictures import of_group
 from anp_vs.report.matrix import Matrix, matrix
@@ -154,7 +155,7 @@ def conditions(block: Block) -> str:
 def _groups(runs: Sequence[RunRecord]) -> list[Group]:
     found: dict[tuple[Any, ...], list[RunRecord]] = {}
     for run in runs:
-        found.setdefault((run.recipe.data, run.recipe.test_attack, run.recipe.protocol), []).append(run)
+        found.setdefault(seen_and_attacked(run.recipe), []).append(run)
     groups = []
     for number, (key, members) in enumerate(found.items()):
         title = f"{title_of(key[0])}, eps {key[1].eps:.4g}" + (f", {key[2]}" if key[2] != "pixel-space" else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from markupsafe import Markup, escape
 from matplotlib import rc_context
@@ -32,10 +33,19 @@ WIDTH = 4.5  # inches of 72 points: as wide as a phone shows without shrinking t
 _LABEL, _TICK = 9.0, 8.5
 
 
-def look(method: str) -> dict[str, object]:
-    """Colour, marker and line style of a method."""
-    number, marker, line = _METHODS.get(method, (3, ".", ":"))
-    return {"color": SERIES[number], "marker": marker, "linestyle": line}
+def look(method: str, number: int = 0) -> dict[str, Any]:
+    """Colour, marker and line style of a method; a further configuration of it (number 1, 2, ...) has other lines and marks."""
+    place, marker, line = _METHODS.get(method, (3, ".", ":"))
+    lines, fills = (line, ":", "-."), ("full", "none", "left", "top", "right", "bottom")
+    return {
+        "color": SERIES[place], "marker": marker, "linestyle": lines[number % 3], "fillstyle": fills[number % 6],
+        "markerfacecoloralt": CARD,
+    }  # fmt: skip
+
+
+def methods() -> frozenset[str]:
+    """The methods that have a look of their own."""
+    return frozenset(_METHODS)
 
 
 def panel(height: float = 2.7, *, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -67,12 +77,10 @@ def dress(axes: Axes) -> None:
         spine.set_linewidth(0.6)
 
 
-def name_axes(axes: Axes, x: str, y: str, title: str = "") -> None:
+def name_axes(axes: Axes, x: str, y: str) -> None:
     """Labels in the page's ink."""
     axes.set_xlabel(x, color=INK, fontsize=_LABEL)
     axes.set_ylabel(y, color=INK, fontsize=_LABEL)
-    if title:
-        axes.set_title(title, color=INK, fontsize=_LABEL)
 
 
 def legend(axes: Axes, columns: int = 2) -> None:
