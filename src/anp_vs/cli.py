@@ -156,6 +156,10 @@ def evaluate(words: list[str]) -> int:
     print(
         f"\n{row['diagnosis']['verdict']}\n" if row["diagnosis"] else "Signs of masked gradients were not looked for."
     )
+    if row["vulnerability_of"] == "compact":
+        print(
+            "V is that of compact features, which hold the gates' factors: it does not compare with rows of gated runs."
+        )
     if row["black_box_accuracy"] is None:
         print(f"No black-box figures: {_source_to_train(run) if run.is_dir() else ''}give --black-box RUN_OR_MODEL.")
     if "query_accuracy" in row:

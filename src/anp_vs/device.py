@@ -45,10 +45,11 @@ def full_float32() -> Iterator[None]:
 
 def _switches() -> list[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
     """Reader, writer and value for full precision; the old flags first, since writing one changes its successors."""
-    cudnn, products, cpu = torch.backends.cudnn, torch.backends.cuda.matmul, torch.backends.mkldnn
+    backends: Any = torch.backends  # the stubs do not know the newer parts
+    cudnn, products, cpu = backends.cudnn, backends.cuda.matmul, backends.mkldnn
     names: list[tuple[Any, str, Any]] = [(cudnn, "allow_tf32", False)]
     if hasattr(products, "fp32_precision"):  # since PyTorch 2.9
-        parts = (cudnn.conv, cudnn.rnn, products, cpu.conv, cpu.rnn, cpu.matmul)  # type: ignore[attr-defined]
+        parts = (cudnn.conv, cudnn.rnn, products, cpu.conv, cpu.rnn, cpu.matmul)
         names += [(part, "fp32_precision", "ieee") for part in parts]
     attributes = [(partial(getattr, part, name), partial(setattr, part, name), off) for part, name, off in names]
     return [(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"), *attributes]

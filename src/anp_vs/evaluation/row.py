@@ -156,7 +156,7 @@ def evaluate_run(path: Path, out: Path | None = None, **options: Any) -> dict[st
     facts = {
         "dataset": recipe.data, "network": recipe.network, "method": recipe.method.name, "recipe": recipe.name,
         "row": row + extra, "extra_data": extra, "table": table, "run_seed": recipe.seed,
-        "recipe_values": recipes.to_dict(recipe),
+        "recipe_values": recipes.to_dict(recipe), "vulnerability_of": "gated" if gates(full) else "evaluated",
         **_origin(sources),
         **{name: serialization.card_of(full).get(name) for name in ("train_seconds", "train_hardware", "train_commit")},
         "network_sha256": serialization.card_of(full)["sha256"],
@@ -206,6 +206,7 @@ def evaluate_model(name: str, conditions: Conditions, *, out: Path, **options: A
     extra = card.get("extra_data", "")
     facts = {
         "dataset": data, "network": model.architecture, "method": name, "row": name + extra, "extra_data": extra, "recipe": known.name if known else None,
+        "vulnerability_of": "compact" if known and known.method.gated and not gates(model.network) else "evaluated",
         **_origin(chosen.sources), "network_sha256": network_sha256,
     }  # fmt: skip
     return _keep(facts, result, out, chosen.device)

@@ -222,9 +222,9 @@ class Checks:
                 gradient = input_gradient(sample.subject.attacked, x, y, ce, sample.subject.draws)
             numbers = range(start, start + len(x))
             noise = geometry.random_start(torch.full_like(x, 0.5), 0.5, "inf", per_image(sample.seed, "way", numbers))
-            zero = (gradient == 0).flatten(1).double()
-            zeros.append(zero.mean(1))
-            flat.append(zero.all(1).double())
+            none = (gradient == 0).flatten(1).double()
+            zeros.append(none.mean(1))
+            flat.append(none.all(1).double())
             base = self._margin(x, y, start)
             along = torch.stack([self._moved(x, y, gradient, share, start) - base for share in SHARES])
             aside = torch.stack([self._moved(x, y, noise - 0.5, share, start) - base for share in SHARES])
@@ -232,7 +232,8 @@ class Checks:
             rise.append(torch.stack([along, aside]))
         means = torch.cat(rise, dim=2).mean(2)
         self.rise = [(share, *means[:, i].tolist()) for i, share in enumerate(SHARES)]
-        return tuple(100 * float(torch.cat(parts).mean()) for parts in (zeros, flat, rising))  # type: ignore[return-value]
+        zero, flat_images, rises = (100 * float(torch.cat(parts).mean()) for parts in (zeros, flat, rising))
+        return zero, flat_images, rises
 
     def _moved(self, x: Tensor, y: Tensor, direction: Tensor, share: float, start: int) -> Tensor:
         moved = geometry.step(x, direction, share * self.budget.eps, self.budget.norm).clamp(0, 1)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.hooks import RemovableHandle
 
 from anp_vs.errors import InputError
 
@@ -53,7 +54,7 @@ def recorded(network: nn.Module) -> Iterator[dict[str, Tensor]]:
         features.clear()
         calls.clear()
 
-    def keep(name: str) -> object:
+    def keep(name: str) -> RemovableHandle:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             calls[name] += 1
             features[f"{name}#{calls[name]}" if calls[name] > 1 else name] = output
@@ -65,7 +66,7 @@ def recorded(network: nn.Module) -> Iterator[dict[str, Tensor]]:
         yield features
     finally:
         for handle in handles:
-            handle.remove()  # type: ignore[attr-defined]
+            handle.remove()
 
 
 def module_path(entry: str) -> str:

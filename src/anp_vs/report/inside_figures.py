@@ -113,7 +113,7 @@ def surface(data: Data) -> Figure:
 
 
 def maps(data: Data) -> Figure:
-    """Images, clean and attacked, each with the same channels of the input layer."""
+    """Images, clean and attacked, each with the same channels of the input layer; where those go below zero, zero is mid-scale."""
     channels, shown = data["channels"], len(data["shown"])
     figure, panels = panel(1.28 * shown + 0.3, rows=2 * shown, columns=len(channels) + 1)
     across = len(channels) + 1
@@ -123,10 +123,12 @@ def maps(data: Data) -> Figure:
             said = data[f"{kind}_predictions"][image]
             _picture(panels[first], np.array(data[f"{kind}_images"][image]))
             panels[first].set_ylabel(f"{'attacked' if row else 'clean'}\n→ {said}", color=INK, fontsize=7.5)
-            peak = max(np.max(data["clean"][image]), np.max(data["adversarial"][image]), 1e-12)
+            both = np.array([data["clean"][image], data["adversarial"][image]])
+            signed, peak = both.min() < 0, max(np.abs(both).max(), 1e-12)
             for place, channel in enumerate(channels):
                 axes = panels[first + 1 + place]
-                _picture(axes, np.array(data[kind][image][place])[None] / peak, "magma")
+                share = np.array(data[kind][image][place])[None] / peak
+                _picture(axes, (share + 1) / 2 if signed else share, "RdBu_r" if signed else "magma")
                 if image == row == 0:
                     axes.set_title(f"#{channel}", color=INK, fontsize=7.5)
     return figure

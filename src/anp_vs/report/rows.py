@@ -11,7 +11,7 @@ from typing import Any
 from anp_vs import recipes
 from anp_vs.methods import METHODS
 from anp_vs.report.runs import RunRecord
-from anp_vs.report.tables import comparable, published
+from anp_vs.report.tables import PAPER_NAMES, attacked_as_published, comparable, published
 
 BETTER = {
     "clean_accuracy": 1, "white_box_accuracy": 1, "white_box_accuracy_strongest": 1, "autoattack_accuracy": 1,
@@ -22,8 +22,6 @@ BETTER = {
 DECIMALS = {"white_box_vulnerability": 3, "black_box_vulnerability": 3, "parameters": 0, "macs": 0}
 CONDITIONS = ("protocol", "norm", "eps", "step", "steps", "restarts", "images", "reduction")
 """What must be the same for two evaluations to stand in one table."""
-PAPER_NAMES = {"vgg16-standardised": "vgg16"}
-"""What the published tables call a network."""
 PAPER_RUNS, PAPER_EPOCHS = 5, "200"
 """Behind every published row: runs averaged, and epochs of training (Madaan, Shin, Hwang, ICML 2020, section 5)."""
 
@@ -233,13 +231,12 @@ def _published_line(row: Mapping[str, Any]) -> Line:
 def _why_apart(block: Block, alike: bool) -> str:
     """Why published rows cannot stand beside these, or nothing where they can; `alike`: trained and attacked as those were."""
     attack = recipes.RECIPES[f"{block.dataset}/at"].test_attack
-    used = tuple(block.conditions[name] for name in ("eps", "step", "steps"))
     if not alike:
         return (
             "another protocol: the released code standardises each image, trains and attacks on that tensor, clipped to [0, 1], so "
             f"its eps is not one of pixels. Train and measure under it with anp-vs reproduce {block.dataset} --recipe released"
         )
-    if used != (attack.eps, attack.step, attack.steps):
+    if not attacked_as_published(block.dataset, block.conditions):
         return f"another attack: PGD-{attack.steps} with eps {attack.eps:g} and steps of {attack.step:g}"
     return ""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from anp_vs import recipes
 from anp_vs.terminal import OutputConsole
 
 COLUMNS = {
@@ -18,6 +19,8 @@ COLUMNS = {
     "flops_reduction": "FLOPs x", "sparsity_percent": "sparsity",
 }  # fmt: skip
 """The columns of the published tables and their headings."""
+PAPER_NAMES = {"vgg16-standardised": "vgg16"}
+"""What the published tables call a network."""
 MEASURED_ONLY = {"white_box_accuracy_strongest": "strongest PGD", "autoattack_accuracy": "AutoAttack"}
 DIGITS = {"white_box_vulnerability": 3, "black_box_vulnerability": 3}
 
@@ -35,6 +38,12 @@ def comparable(row: Mapping[str, Any]) -> bool:
     return bool(row["dataset"] == "mnist" or trained == row.get("protocol") == "released-code")
 
 
+def attacked_as_published(dataset: str, conditions: Mapping[str, Any]) -> bool:
+    """Whether eps, step and steps are those of the published rows of a data set."""
+    attack = recipes.RECIPES[f"{dataset}/at"].test_attack
+    return tuple(conditions.get(name) for name in ("eps", "step", "steps")) == (attack.eps, attack.step, attack.steps)
+
+
 def cell(row: Mapping[str, Any], column: str) -> str:
     """One figure as text, with its spread where there is one; a dash where nothing was measured."""
     value, spread = row.get(column), row.get(f"{column}_spread")
@@ -48,11 +57,13 @@ def beside_published(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A table of measured rows, each followed by the published row of its name where there is one."""
     columns = {**COLUMNS, **MEASURED_ONLY}
     table = Table("row", *columns.values(), box=None, pad_edge=False)
-    known = {(row["dataset"], row["method"]): row for row in published()}
+    known = {(row["dataset"], row["network"], row["method"]): row for row in published()}
     for row in rows:
         label = row["row"] + (f" ({row['images']} images)" if row.get("images") not in (None, 10_000) else "")
         table.add_row(label, *(cell(row, column) for column in columns))
-        if comparable(row) and (paper := known.get((row["dataset"], row["row"]))):
+        network = PAPER_NAMES.get(row["network"], row["network"])
+        paper = known.get((row["dataset"], network, row["row"]))
+        if paper and comparable(row) and attacked_as_published(row["dataset"], row):
             table.add_row("  published", *(cell(paper, column) for column in columns), style="dim")
     return table
 
