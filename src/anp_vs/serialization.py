@@ -87,6 +87,7 @@ def card_for(network: nn.Module, **facts: Any) -> dict[str, Any]:
         "logits": _logits(network),
         "input_shape": list(shape) if (shape := getattr(network, "input_shape", None)) else None,
         "original_units": {name: gate.original_units for name, gate in gates(network).items()},
+        **({"latent_widths": widths} if (widths := getattr(network, "latent_widths", {})) else {}),
         **({"prior_sigma": bayesian[0].prior_sigma} if bayesian else {}),
         "parameters": sum(p.numel() for p in network.parameters()),
         "versions": versions(),
@@ -195,8 +196,9 @@ def load(path_or_name: str | Path, network: nn.Module | None = None) -> nn.Modul
     shape = declared_shape(card.get("input_shape"))
     if getattr(network, "input_shape", None) is None and shape is not None:
         network.input_shape = shape  # type: ignore[assignment]
+    widths = _counts(card, "latent_widths", path)
     try:
-        _fit(network, state, _original_units(card, path))
+        _fit(network, state, _counts(card, "original_units", path))
         if built_in:  # what a stranger's file holds may fit by name and still compute nothing
             with torch.no_grad():
                 logits = network.eval()(example_for(network))
@@ -209,6 +211,8 @@ def load(path_or_name: str | Path, network: nn.Module | None = None) -> nn.Modul
         raise InputError(f"{path} does not fit {type(network).__name__}: {reason}.") from error
     if shape is not None:
         network.input_shape = shape  # type: ignore[assignment]
+    if widths:
+        network.latent_widths = widths  # type: ignore[assignment]
     network.card = card  # type: ignore[assignment]
     return network.eval()
 
@@ -237,14 +241,14 @@ def _built(card: dict[str, Any], state: dict[str, Tensor], path: Path) -> nn.Mod
     return network
 
 
-def _original_units(card: dict[str, Any], path: Path) -> dict[str, int]:
-    """How many units each gate had before any left the network, checked."""
-    units = card.get("original_units") or {}
+def _counts(card: dict[str, Any], field: str, path: Path) -> dict[str, int]:
+    """How many units each gate, or each latent feature, had before any left the network, checked."""
+    units = card.get(field) or {}
     if isinstance(units, dict) and all(
         isinstance(count, int) and not isinstance(count, bool) and 0 < count < 2**31 for count in units.values()
     ):
         return units
-    raise RunError(f"The card of {path} says original_units {shown(units)}; it holds whole numbers by gate.")
+    raise RunError(f"The card of {path} says {field} {shown(units)}; it holds whole numbers by path.")
 
 
 def _fit(network: nn.Module, state: dict[str, Tensor], original: dict[str, int]) -> None:

@@ -234,6 +234,9 @@ def original_units(network: nn.Module, path: str) -> int | None:
     sites: dict[str, tuple[int, float]] = getattr(network, "gate_sites", {})
     if path in sites:
         return sites[path][0]
+    widths: dict[str, int] = getattr(network, "latent_widths", {})
+    if path in widths:
+        return widths[path]
     name = next((name for name, made in NETWORKS.items() if type(network) is made), None)
     return None if name is None or not isinstance(module, nn.Linear | nn.Conv2d) else _built_units(name, path)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from anp_vs.errors import InputError
 from anp_vs.modes import evaluating
+from anp_vs.networks.latents import module_path, recorded
 from anp_vs.pruning.gate import Gate, gates
 from anp_vs.pruning.graph import Graph, example_for
 from anp_vs.pruning.groups import Decision, Residual, decide
@@ -58,10 +59,22 @@ def insert_gates(network: nn.Module, example: Tensor | None = None, residual: Re
     decisions = decide(Graph(network, example), residual)
     for decision in decisions:
         logger.info("%s: %s", decision.layer, decision.reason)
+    # Where a gate stands in front of a layer, what the layer's activation once held is known only now.
+    network.latent_widths = _latent_widths(network, example)  # type: ignore[assignment]
     insert(network, decisions)
     if getattr(network, "input_shape", None) is None:
         network.input_shape = tuple(example.shape[1:])  # type: ignore[assignment]
     return _in_its_mode(network, known)
+
+
+def _latent_widths(network: nn.Module, example: Tensor) -> dict[str, int]:
+    """Units of each latent feature by the path of its module; nothing for a network that has none."""
+    try:
+        with evaluating(network), torch.no_grad(), recorded(network) as features:
+            network(example)
+            return {module_path(path): latent.shape[1] for path, latent in features.items()}
+    except InputError:  # it can be pruned all the same
+        return {}
 
 
 def _in_its_mode(network: nn.Module, known: set[nn.Module]) -> nn.Module:
