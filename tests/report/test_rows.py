@@ -117,8 +117,10 @@ def test_published_cifar_rows_stand_beside_their_own_protocol_alone(tmp_path: Pa
     )
     for apart in (pixel, half):
         assert all(line.measured for line in apart.lines)
-        assert len(apart.elsewhere) == 8
         assert "another protocol" in apart.reason
+        assert "at" not in apart.absent
+    assert [len(apart.elsewhere) for apart in (pixel, half)] == [8, 0]  # once a report
+    assert [len(apart.absent) for apart in (pixel, half)] == [7, 0]
     assert not released.elsewhere
     assert sum(not line.measured for line in released.lines) == 8
 

@@ -121,7 +121,8 @@ class Recipe:
         awp: length of the adversarial weight perturbation relative to each layer's weights, see
             `anp_vs.methods.awp`; 0 for none.
         start: recipe, run directory or saved network whose trained weights training begins with; None starts
-            afresh. What was pruned stays so: a method without gates trains the small network on.
+            afresh. What was pruned stays so: a method without gates trains the small network on. mnist/anp-vs is the
+            recipe; a file of the shipped network of that name comes from anp-vs export mnist/anp-vs.
         teacher: recipe or run directory of a trained network that is distilled into this one (Hinton et al. 2015,
             arXiv 1503.02531): its class probabilities of the clean image are mixed into the label wherever the loss
             has one, of the clean and of the adversarial image (as in Goldblum et al. 2020, arXiv 1905.09747); gates

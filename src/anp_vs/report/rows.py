@@ -88,7 +88,7 @@ class Block:
         dataset, network, table: what it is about.
         conditions: the values of `CONDITIONS`.
         lines: measured ones in the order of the recipes, each followed by the published one it compares with.
-        elsewhere: published rows that do not compare with these: shown apart,
+        elsewhere: published rows that do not compare with these: shown apart, by the first table of a report,
         reason: and why.
         absent: published methods without a measured row.
     """
@@ -114,7 +114,22 @@ def blocks(runs: Sequence[RunRecord]) -> list[Block]:
             tables.setdefault(key, (block, []))[1].append((run, row))
     for block, members in tables.values():
         _fill(block, members)
-    return [block for block, _ in tables.values()]
+    found = [block for block, _ in tables.values()]
+    _show_once(found)
+    return found
+
+
+def _show_once(found: Sequence[Block]) -> None:
+    """Let published rows that stand apart, and what is missing of them, stand at the first table of their network alone."""
+    measured = {(block.dataset, block.network, line.name) for block in found for line in block.lines if line.measured}
+    seen: set[tuple[str, str, str]] = set()
+    for block in found:
+        if not block.reason:
+            continue
+        if (apart := (block.dataset, block.network, block.reason)) in seen:
+            block.elsewhere, block.absent = [], []
+        block.absent = [name for name in block.absent if (block.dataset, block.network, name) not in measured]
+        seen.add(apart)
 
 
 def _fill(block: Block, members: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> None:
