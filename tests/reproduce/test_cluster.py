@@ -70,7 +70,7 @@ def resumed(job: Job) -> list[int]:
     """The steps at which a training was gone on with, as its TensorBoard files say."""
     files = sorted((job.run / "tensorboard").iterdir())
     events = [event for file in files for event in EventFileLoader(str(file)).Load()]
-    return [event.step - 1 for event in events if event.HasField("session_log")]
+    return [event.step - 1 for event in events if event.HasField("session_log") and event.step > 1]  # 1: it began
 
 
 def when(ready: Callable[[], bool], then: Callable[[], None]) -> threading.Thread:
@@ -102,7 +102,7 @@ def test_a_killed_worker_is_replaced_and_goes_on_from_its_checkpoint(
     ray.init(num_cpus=1, log_to_driver=False, include_dashboard=False, runtime_env=often())  # one worker at a time
     try:
         killer = when(lambda: saved(killed) >= 20, kill)
-        work_on_cluster([killed, lost, after], overview, retries=1, cpus=1, gpus=0, data_root=None, device="cpu")
+        work_on_cluster([killed, lost, after], overview, retries=1, cpus=1, gpus=0, device="cpu")
     finally:
         ray.shutdown()
     killer.join(10)
@@ -135,7 +135,7 @@ def test_a_node_that_is_lost_costs_no_run_what_it_has_saved(tmp_path: Path) -> N
             cluster.remove_node(nodes[0], allow_graceful=False)
 
         losing = when(lambda: all(map(saved, jobs)), lose_a_node)
-        work_on_cluster(jobs, overview, retries=2, cpus=1, gpus=0, data_root=None, device="cpu")
+        work_on_cluster(jobs, overview, retries=2, cpus=1, gpus=0, device="cpu")
         losing.join(10)
         assert len(cluster.list_all_nodes()) == 2  # the head, and the node that is left
         assert overview.states == {"first": "done", "second": "done"}
@@ -150,7 +150,7 @@ def test_a_node_that_is_lost_costs_no_run_what_it_has_saved(tmp_path: Path) -> N
 def test_more_than_the_cluster_has_is_refused(tmp_path: Path) -> None:
     jobs = [job("large", tmp_path)]
     with pytest.raises(InputError, match="asks for 100000 CPU cores"):
-        work_on_cluster(jobs, Overview(jobs), retries=0, cpus=100_000, gpus=0, data_root=None, device="cpu")
+        work_on_cluster(jobs, Overview(jobs), retries=0, cpus=100_000, gpus=0, device="cpu")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:123456", "head:6379", ""])

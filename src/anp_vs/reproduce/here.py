@@ -58,7 +58,8 @@ def worth_another_try(job: Job, error: BaseException, tries: int, retries: int) 
 
     The traceback of what no part of this package foresaw goes to the log: the overview has one line for it.
     """
-    if not isinstance(error, AnpVsError):
+    died = type(error).__module__.startswith("ray.")  # a worker that died leaves no traceback of ours
+    if not isinstance(error, AnpVsError) and not died:
         logger.error("%s failed:", job.name, exc_info=error)
     return tries <= retries and not isinstance(error, InputError | DataError)
 
