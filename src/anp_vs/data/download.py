@@ -38,18 +38,18 @@ def locate(source: Source, root: Path | None) -> dict[str, Path]:
     Raises:
         DataError: If there is no folder `root`, or a file is missing and cannot be had.
     """
+    given = root is not None
     if root is None:
         import pooch  # imports an HTTP client: only where it is used
 
         root = Path(pooch.os_cache("anp-vs"))
-        root.mkdir(parents=True, exist_ok=True)
     try:
-        if not root.exists():  # a slip of the keyboard would download everything into a new place
+        if given and not root.exists():  # a slip of the keyboard would download everything into a new place
             raise DataError(
                 f"the data root {root} does not exist. Give the folder that holds {source.folder}, make this one to have the "
                 f"files downloaded into it, or leave --data-root out: they go into your cache folder then."
             )
-        if not root.is_dir():
+        if root.exists() and not root.is_dir():
             raise DataError(f"the data root {root} is a file; give the folder that holds {source.folder}.")
         direct = not (root / source.folder).is_dir() and any((root / file.name).exists() for file in source.files)
         folder = root if direct else root / source.folder
